@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from demo.portal import fill
@@ -18,6 +19,7 @@ from portal.ops.runtime.logs import configure_with_first_event, engine_log
 from portal.ops.runtime.process import SystemRunner
 from tests.support.archives import pool
 from tests.support.azurite import azure_url, azurite_port
+from tests.support.crashes import LONG
 from tests.support.http_server import web_server
 from tests.support.offsite import offsite, small_segments
 from tests.support.portal import TEMPLATE, portal, portal_database_in
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     from portal.ops.settings.load import DatabaseTarget
 
 show_commands()  # hints are read as an operator sees them
+
+# Neither a busy machine nor the luck of a draw fails a test; the long form draws new examples each time.
+settings.register_profile("steady", deadline=None, derandomize=not LONG, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 __all__ = [
     "azure_url",

@@ -4,7 +4,7 @@
 #   tools/test.sh --containers [option...]    the compose files on a real engine instead; tests/containers/smoke says how
 #   tools/test.sh --mutations [option...]     does a test notice when the code is changed? tests/mutations says how
 #   tools/test.sh --long [seed]               the tests of kills, crashes and races alone, with many more rounds
-#                                             (at most KEKKAI_LONG_ROUNDS each)
+#                                             (at most KEKKAI_LONG_ROUNDS each), and those of drawn examples with new ones
 #   tools/test.sh --speed [option...]         speed and size against the last release instead; takes some minutes alone
 set -euo pipefail
 
@@ -41,7 +41,7 @@ fi
 if [[ ${1:-} == --long ]]; then
     export KEKKAI_LONG_TESTS=1 KEKKAI_TEST_SEED=${2:-$RANDOM}
     printf 'seed %s\n' "$KEKKAI_TEST_SEED"
-    mapfile -t files < <(grep -lE 'if LONG|rounds\(|LONG_TESTS' -r tests --include='test_*.py')
+    mapfile -t files < <(grep -lE 'if LONG|rounds\(|LONG_TESTS|^from hypothesis' -r tests --include='test_*.py')
     check 'long' pytest --durations=0 "${files[@]}"
     exit
 fi

@@ -13,7 +13,7 @@ import pytest
 
 from portal.ops.archive import output_file
 from portal.ops.archive.output_file import OutputFile
-from tests.support.waiting import names_of, wait_until
+from tests.support.waiting import LONG_SECONDS, names_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,7 @@ def test_what_the_disk_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     try:
         for _ in range(5):
             file.write(b"0123456789")
-        assert call == "fsync" or refused.wait(10)
+        assert call == "fsync" or refused.wait(LONG_SECONDS)
         with pytest.raises(OSError, match="Input/output error"):
             file.finish()
     finally:
@@ -87,7 +87,7 @@ def test_what_is_written_is_pushed_to_the_disk_on_the_way(tmp_path: Path, monkey
     for length in (9, 1, 9, 1, 25):
         file.write(b"x" * length)
         if file.position % 10 == 0 or length == 25:
-            assert disk.behind.acquire(timeout=10)
+            assert disk.behind.acquire(timeout=LONG_SECONDS)
     file.write(b"y" * 9)
     file.finish()
     file.close()
@@ -102,7 +102,7 @@ def test_what_another_program_wrote_is_pushed_as_well(tmp_path: Path, monkeypatc
     os.pwrite(file._descriptor, b"0123456789abcdef", 0)
     file.settle(12)
     assert (file.position, file._hashed) == (12, 12)
-    assert disk.behind.acquire(timeout=10)
+    assert disk.behind.acquire(timeout=LONG_SECONDS)
     file.settle(5)
     assert file.position == 12
     file.truncate(8)
@@ -110,7 +110,7 @@ def test_what_another_program_wrote_is_pushed_as_well(tmp_path: Path, monkeypatc
     file.write(b"XY")
     assert len(disk.calls) == 1
     file.write(b"01234567")
-    assert disk.behind.acquire(timeout=10)
+    assert disk.behind.acquire(timeout=LONG_SECONDS)
     assert file.finish() == sha256(b"01234567XY01234567").hexdigest()
     file.close()
     assert disk.calls == ["fdatasync", "fdatasync", "fsync"]
@@ -156,7 +156,7 @@ def test_the_end_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, call, refuse)
     file = opened(tmp_path)
     file.write(b"content")
-    assert call == "fsync" or begun.wait(10)
+    assert call == "fsync" or begun.wait(LONG_SECONDS)
     with pytest.raises(OSError, match="Input/output error"):
         file.finish()
     file.close()

@@ -24,6 +24,7 @@ from portal.ops.settings.load import DatabaseTarget, LogFormat
 from tests.support.backups import ROOT, refused
 from tests.support.portal import BIG_TABLE, Portal, execute, small_disk, succeeded
 from tests.support.servers import no_session_soon
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ def descendants() -> set[int]:
     return found
 
 
-def no_new_descendants_soon(before: set[int], seconds: float = 10) -> bool:
+def no_new_descendants_soon(before: set[int], seconds: float = LONG_SECONDS) -> bool:
     deadline = time.monotonic() + seconds
     while descendants() - before:
         if time.monotonic() > deadline:

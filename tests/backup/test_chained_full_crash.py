@@ -23,6 +23,7 @@ from tests.support.crashes import LONG, SEED, rounds
 from tests.support.incrementals import tree_of_chain, without_ours
 from tests.support.killing import killed_at
 from tests.support.portal import Portal, small_disk, succeeded
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     import pytest
@@ -174,6 +175,6 @@ def test_a_signal_lets_the_chain_go(portal: Portal) -> None:
     )
     timer = threading.Timer(0.5, process.send_signal, [signal.SIGTERM])
     timer.start()
-    process.wait(30)
+    process.wait(LONG_SECONDS)
     timer.cancel()
     assert portal.job(lock_timeout=0).backup_media(incremental=True).error is None

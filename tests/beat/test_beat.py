@@ -21,7 +21,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.settings.load import Settings, load_settings
 from portal.ops.settings.slots import last_slot
-from tests.support.services import ServiceProcess, sent_tasks
+from tests.support.services import ServiceProcess, distant_slots, sent_tasks
 from tests.support.workers import WorkerProcess, wait_until
 from worker.operations import BACKUP_FULL, DRILL_RESTORE, PRUNE_REPOSITORY, Requester
 
@@ -272,7 +272,7 @@ def test_two_beats_and_a_worker_make_one_archive_of_the_slots_name(portal: Porta
 
 def test_beat_as_a_process_sends_shows_its_life_and_ends_at_once(tmp_path: Path, redis: EmbeddedRedis) -> None:
     """Killed and started again it sends the same task, if it sends it at all."""
-    with ServiceProcess("beat", tmp_path, redis) as beat:
+    with ServiceProcess("beat", tmp_path, redis, **distant_slots()) as beat:
         wait_until(lambda: sent_tasks(redis))
         code, health = beat.health()
         assert (code, health["healthy"]) == (0, True)

@@ -7,8 +7,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from beat.backoff import Asked, Memory, Outage
@@ -302,7 +301,6 @@ def test_each_archive_has_a_verification_of_its_own_named_after_slot_and_archive
 jumps = st.lists(st.integers(-400_000, 400_000), min_size=1, max_size=12)
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.too_slow])  # a machine with more to do is no fault
 @given(jumps)
 def test_whatever_the_clock_does_each_slot_has_one_archive_and_the_newest_one_is_there(steps: list[int]) -> None:
     """Two beats look after each jump, the workers do what is sent: never two archives for one slot."""

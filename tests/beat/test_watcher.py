@@ -20,6 +20,7 @@ from beat.watcher.loop import Watcher
 from demo.redis import EmbeddedRedis
 from portal.ops.settings.load import load_settings
 from tests.support.services import Sent, ServiceProcess, sent_tasks
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import wait_until
 
 if TYPE_CHECKING:
@@ -93,26 +94,27 @@ def test_what_is_written_is_one_task_once_it_is_quiet(
     watcher: ServiceProcess, uploads: Path, redis: EmbeddedRedis
 ) -> None:
     """Files of one upload go together, by their paths; nothing looks at the whole tree."""
-    write(uploads / "tenant-a" / "new.json")
-    write(uploads / "tenant-a" / "old.json", "other")
-    write(uploads / "tenant-b" / os.fsdecode(b"not \xff text"))
+    with watcher.held():  # so they come at once, however slow this is
+        write(uploads / "tenant-a" / "new.json")
+        write(uploads / "tenant-a" / "old.json", "other")
+        write(uploads / "tenant-b" / os.fsdecode(b"not \xff text"))
     wait_until(lambda: change_sets(redis))
     (changes,) = change_sets(redis)
     assert changes.arguments["changed"] == ["tenant-a/new.json", "tenant-a/old.json", "tenant-b/not \udcff text"]
     assert len(scans(redis)) == 1
 
 
-def test_a_file_that_is_still_written_to_is_not_sent(
-    watcher: ServiceProcess, uploads: Path, redis: EmbeddedRedis
-) -> None:
+def test_a_file_that_is_still_written_to_is_not_sent(uploads: Path, redis: EmbeddedRedis, tmp_path: Path) -> None:
     """It is when it has been closed."""
-    with (uploads / "tenant-a" / "slow.json").open("w") as file:
-        file.write("half")
-        file.flush()
-        write(uploads / "tenant-a" / "quick.json")
-        wait_until(lambda: change_sets(redis))
-        assert changed(redis) == {"tenant-a/quick.json"}
-    wait_until(lambda: "tenant-a/slow.json" in changed(redis))
+    with ServiceProcess("beat.watcher", tmp_path, redis, **{**QUICK, "BACKUP_WATCH_LATEST": "10m"}):
+        wait_until(lambda: scans(redis))
+        with (uploads / "tenant-a" / "slow.json").open("w") as file:
+            file.write("half")
+            file.flush()
+            write(uploads / "tenant-a" / "quick.json")
+            wait_until(lambda: change_sets(redis))
+            assert changed(redis) == {"tenant-a/quick.json"}
+        wait_until(lambda: "tenant-a/slow.json" in changed(redis))
 
 
 def test_renames_in_out_and_within_are_changes_of_every_name(
@@ -297,7 +299,7 @@ def test_a_watcher_that_is_killed_while_it_is_dirty_sends_it_after_its_next_star
     first, second = sent_tasks(redis)
     assert first.arguments["changed"] == ["tenant-a/first.json"]
     assert "changed" not in second.arguments
-    assert not kept.exists()
+    wait_until(lambda: not kept.exists())
 
 
 def test_a_record_of_what_is_dirty_that_makes_no_sense_is_said_and_passed_over(
@@ -364,7 +366,7 @@ def watcher_in_a_thread(tmp_path: Path, workers: Recorder, **environ: str) -> It
         yield looking
     finally:
         is_over.set()
-        thread.join(30)
+        thread.join(LONG_SECONDS)
         looking._close()
     assert not thread.is_alive()
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks import measure
 from benchmarks.case import OURS, Case, Contender
 from benchmarks.cases import RANDOM, SARIF, SMALL, all_cases
 from benchmarks.data import Content, CopiedSet, DataSet, content_of, files_below, planned_files, provide
-from benchmarks.measure import Command, CommandFailedError, Memory, Statistic, run
+from benchmarks.measure import Command, CommandFailedError, Memory, Statistic, run, tree_memory
 from benchmarks.outcome import Bound, Measure, Outcome, Result, Target
 from benchmarks.report import results_table, summary_table, targets_table
 from benchmarks.rounds import Workshop, install_hint, play, says_success
@@ -199,8 +200,18 @@ def test_a_run_yields_time_and_output() -> None:
     assert measured.cpu > 0
 
 
-def test_the_memory_of_children_counts() -> None:
-    child = "import time; held = bytearray(60_000_000); time.sleep(0.5)"
+def test_the_memory_of_children_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = tmp_path / "seen"
+
+    def noted(pid: int) -> Memory:
+        found = tree_memory(pid)
+        if found.pss > 60_000_000:
+            seen.touch()
+        return found
+
+    monkeypatch.setattr(measure, "tree_memory", noted)
+    child = "import os, time; held = bytearray(60_000_000)\n"
+    child += f"for _ in range(6000):\n    os.path.exists({str(seen)!r}) or time.sleep(0.01)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     peak = run(python(code), watches_memory=True).peak
     assert peak is not None

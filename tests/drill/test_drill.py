@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +29,7 @@ from tests.support import commands
 from tests.support.histories import History
 from tests.support.killing import killed_at
 from tests.support.portal import Portal, execute, small_disk, succeeded
+from tests.support.waiting import wait_until
 from tests.support.world import World, config_of
 
 if TYPE_CHECKING:
@@ -293,9 +293,7 @@ class TestCutOff:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        deadline = time.monotonic() + 30
-        while not [name for name in world.databases() if "_drill_" in name] and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: running.poll() is not None or [one for one in world.databases() if "_drill_" in one])
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=60)
         assert running.returncode in (0, 128 + signal.SIGTERM)

@@ -21,6 +21,7 @@ from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreState
 from tests.support.commands import done
 from tests.support.histories import NOW, History
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def server(history: History) -> Iterator[WSGIServer]:
 
 
 def scraped(server: WSGIServer) -> Samples:
-    with urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=LONG_SECONDS) as answer:
         return samples(answer.read().decode())
 
 

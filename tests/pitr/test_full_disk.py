@@ -80,13 +80,13 @@ def test_server_keeps_its_disk_and_the_window_goes_on_with_room(portal: WalPorta
         assert portal.job().backup_base().success
         portal.wait_until_covered()
         filler = fill(portal, 40 << 20)
-        wait_until(lambda: "free, and receiving" in problem(portal), seconds=20)
-        wait_until(lambda: not is_read(portal), seconds=20)
+        wait_until(lambda: "free, and receiving" in problem(portal))
+        wait_until(lambda: not is_read(portal))
         write_segments(portal, 12)
         assert wal_on_server(portal) < (KEPT_MB + 64) << 20
         lost_at = datetime.now(UTC)
         filler.unlink()
-        wait_until(lambda: bool(portal.gaps) and not problem(portal), seconds=60)
+        wait_until(lambda: bool(portal.gaps) and not problem(portal))
         assert portal.job().backup_base().success
         portal.wait_until_covered()
     window = portal.look().window
@@ -103,10 +103,10 @@ def test_disk_that_is_full_to_the_last_byte(portal: WalPortal, monkeypatch: pyte
         portal.wait_until_covered()
         filler = fill(portal, 1 << 20)
         write_segments(portal, 2)
-        wait_until(lambda: "no space left" in problem(portal), seconds=10)
+        wait_until(lambda: "no space left" in problem(portal))
         assert "hint" in problem(portal)
         filler.unlink()
-        wait_until(lambda: not problem(portal), seconds=60)
+        wait_until(lambda: not problem(portal))
         portal.wait_until_covered()
     window = portal.look().window
     assert window is not None

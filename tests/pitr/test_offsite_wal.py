@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import shutil
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pyrage
@@ -53,7 +52,7 @@ def portal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalPortal]:
 
 
 def test_another_machine_recovers_what_was_just_committed(portal: WalPortal, tmp_path: Path) -> None:
-    """Within seconds everything is off-site, the segment that is being written too; nothing more is sent afterwards."""
+    """Everything goes off-site, the segment that is being written too; nothing more is sent afterwards."""
     store, key = tmp_path / "store", pyrage.x25519.Identity.generate()
     store.mkdir()
     (tmp_path / "key").write_text(f"{key}\n")
@@ -71,10 +70,8 @@ def test_another_machine_recovers_what_was_just_committed(portal: WalPortal, tmp
             connection.execute("INSERT INTO stamped VALUES (1)")
             connection.execute("SELECT pg_switch_wal()")
             connection.execute("INSERT INTO stamped VALUES (2)")
-        committed = time.monotonic()
         portal.wait_until_covered()
-        wait_until(lambda: _has_part(store), seconds=10)
-        assert time.monotonic() - committed < 8  # a busy machine; it is 4 s on a quiet one
+        wait_until(lambda: _has_all(portal, store))
     finally:
         stop.set()
         thread.join()
@@ -90,8 +87,15 @@ def test_another_machine_recovers_what_was_just_committed(portal: WalPortal, tmp
         assert connection.execute("SELECT number FROM stamped ORDER BY 1").fetchall() == [(1,), (2,)]
 
 
-def _has_part(store: Path) -> bool:
-    return any("+" in path.name for path in (store / "wal").rglob("*"))
+def _has_all(portal: WalPortal, store: Path) -> bool:
+    """Whether the store has every complete segment, and the present one as far as it was received."""
+    archive = look(portal.repository).archive
+    assert archive is not None
+    size = archive.cluster.segment_bytes
+    received = int(archive.state()["received"])
+    name, end = Segment(1, received // size).name(size), received % size
+    parts = [path.name.split(".")[0].rpartition("-")[2] for path in (store / "wal").rglob(f"{name}+*")]
+    return all(_stored(store, one) for one in archive.files()) and max(map(int, parts), default=0) >= end
 
 
 def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: Path) -> None:
@@ -100,9 +104,12 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
     store.mkdir()
     copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
     with ObjectWriter(DirectoryBackend(store), ()) as writer:
-        copier.copy(writer)
-        before = sorted(path.name for path in store.rglob("*"))
-        copier.copy(writer)
+        while True:
+            copier.copy(writer)
+            received, before = _received(portal), sorted(path.name for path in store.rglob("*"))
+            copier.copy(writer)
+            if _received(portal) == received:  # the server writes by itself now and then
+                break
         assert sorted(path.name for path in store.rglob("*")) == before
     archive = look(portal.repository).archive
     assert archive is not None
@@ -112,6 +119,13 @@ def test_nothing_is_sent_while_nothing_is_written(portal: WalPortal, tmp_path: P
         assert len(gzip.decompress(path.read_bytes())) == archive.cluster.segment_bytes
 
 
+def _received(portal: WalPortal) -> tuple[object, object]:
+    """How far the WAL is received."""
+    archive = look(portal.repository).archive
+    assert archive is not None
+    return archive.state()["received"], archive.stamp()
+
+
 def _complete_segments(portal: WalPortal) -> None:
     """Write two segments of WAL to their end, one after the other."""
     for _ in range(2):
@@ -119,6 +133,15 @@ def _complete_segments(portal: WalPortal) -> None:
             connection.execute("INSERT INTO stamped VALUES (3)")
             connection.execute("SELECT pg_switch_wal()")
         portal.wait_until_covered()
+    wait_until(lambda: _last_is_stored(portal))
+
+
+def _last_is_stored(portal: WalPortal) -> bool:
+    """Whether the segment before the one that is being received has its place in the archive."""
+    archive = look(portal.repository).archive
+    assert archive is not None
+    size = archive.cluster.segment_bytes
+    return Segment(1, int(archive.state()["received"]) // size - 1).name(size) in archive.files()
 
 
 def test_file_that_cannot_be_read_keeps_no_other_back(portal: WalPortal, tmp_path: Path) -> None:
@@ -141,8 +164,8 @@ def test_file_that_cannot_be_read_keeps_no_other_back(portal: WalPortal, tmp_pat
     with bad_disk(tmp_path / "disk", path.name, path.read_bytes(), good_blocks=2) as bad, mounted(path, bad):
         thread.start()
         try:
-            wait_until(lambda: all(_stored(store, other) for other in archive.files() if other != name), seconds=30)
-            wait_until(lambda: bool(told), seconds=30)
+            wait_until(lambda: all(_stored(store, other) for other in archive.files() if other != name))
+            wait_until(lambda: bool(told))
             assert f"cannot read {path}: input/output error" in told[-1]
             assert not _stored(store, name)
         finally:
@@ -171,16 +194,20 @@ def test_index_is_read_again_only_after_a_change(
         return load(directory)
 
     copier = WalCopier(portal.repository, lambda: ObjectWriter(DirectoryBackend(store), ()), shown="file://store")
+    archive = look(portal.repository).archive
+    assert archive is not None
+    wait_until(lambda: _last_is_stored(portal))
     with ObjectWriter(DirectoryBackend(store), ()) as writer:
         copier.copy(writer)
         monkeypatch.setattr(archive_index, "load", noted)
         copier.copy(writer)
         assert not read
+        known = archive.stamp()
         before = {path.name for path in store.rglob("*") if "+" not in path.name}
         with portal.postgres.connect() as connection:
             connection.execute("INSERT INTO stamped VALUES (4)")
             connection.execute("SELECT pg_switch_wal()")
-        portal.wait_until_covered()
+        wait_until(lambda: archive.stamp() != known)
         read.clear()
         copier.copy(writer)
         assert read
@@ -200,11 +227,11 @@ def test_a_failing_copy_is_told_and_goes_on(portal: WalPortal, tmp_path: Path) -
     thread = threading.Thread(target=copier.run, args=(stop,))
     thread.start()
     try:
-        wait_until(lambda: bool(told), seconds=10)
+        wait_until(lambda: bool(told))
         assert "is not there" in told[0]
         assert "hint: Mount" in told[0]
         store.mkdir()
-        wait_until(lambda: told[-1] == "", seconds=10)
+        wait_until(lambda: told[-1] == "")
         assert list(store.rglob("*.age"))
     finally:
         stop.set()

@@ -111,16 +111,26 @@ def test_killed_recovery_is_cleaned_up_by_the_next_command(portal: WalPortal) ->
             "with recovered(repository, plan, runner=SystemRunner(), bin_dir=programs, jobs=2, lock_timeout=5):\n"
             "    time.sleep(60)\n"
         )
+        before = scratch_directories(records)
         process = subprocess.Popen([sys.executable, "-c", code, portal.repository.path, portal.bin_dir], cwd=ROOT)
-        wait_until(lambda: bool(list(records.glob("*.lock"))), seconds=30)
+        wait_until(lambda before=before: scratch_directories(records) - before)  # type: ignore[misc]
         time.sleep(seconds)
         process.kill()
         process.wait()
-    left = [Path(path.read_text()) for path in records.glob("*.lock")]
+    left = scratch_directories(records)
     assert sweep_scratch(portal.repository)
     assert list(records.iterdir()) == []
     assert not [path for path in left if path.exists()]
     wait_until(lambda: not any(str(path).encode() in command for path in left for command in commands_of_processes()))
+
+
+def scratch_directories(records: Path) -> set[Path]:
+    """What the records name; one that is just being made is empty."""
+    found = set()
+    for path in records.glob("*.lock"):
+        with suppress(FileNotFoundError):
+            found.add(path.read_text())
+    return {Path(text) for text in found if text}
 
 
 def commands_of_processes() -> list[bytes]:

@@ -120,9 +120,10 @@ def test_dry_run_shows_the_plan_and_touches_nothing(portal: WalPortal, uploads: 
         "The audit log stays as it is",
     ):
         assert part in plan
-    last = re.search(r"Last transaction before: .*\((\d\d:\d\d:\d\d) UTC\)", plan)
+    last = re.search(r"Last transaction before: (\S+ \S+) \((\d\d:\d\d:\d\d) UTC\)", plan)
     assert last
-    assert f"{before:%H:%M:%S}" <= last[1] <= f"{moment:%H:%M:%S}"
+    assert before.replace(microsecond=0) <= datetime.fromisoformat(last[1]) <= moment
+    assert f"{datetime.fromisoformat(last[1]).astimezone(UTC):%H:%M:%S}" == last[2]
     assert not result.restore_id
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from portal.ops.pitr.replication import SLOT
 from portal.ops.storage.age_keys import generate
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_SECONDS, wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
 from tests.support.wal_services import numbers_at, service, start_service
 
@@ -31,14 +31,14 @@ def portal(tmp_path: Path) -> Iterator[WalPortal]:
 def test_slot_that_somebody_drops_is_made_again_with_a_base_backup(portal: WalPortal) -> None:
     """The service notices, says so, and the window goes on; what was lost in between would be a gap."""
     with service(portal):
-        wait_until(lambda: portal.look().window is not None, seconds=60)
+        wait_until(lambda: portal.look().window is not None)
         bases = len(portal.look().bases)
         with portal.postgres.connect() as connection:
             connection.execute("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
             wait_until(lambda: _dropped(connection))
             connection.execute("INSERT INTO stamped VALUES (1)")
         moment = datetime.now(UTC)
-        wait_until(lambda: (window := portal.look().window) is not None and window.end >= moment, seconds=60)
+        wait_until(lambda: (window := portal.look().window) is not None and window.end >= moment)
         assert numbers_at(portal, moment) == {1}
         assert len(portal.look().bases) >= bases
 
@@ -70,8 +70,8 @@ def test_lost_wal_is_a_gap_until_the_next_base_backup(tmp_path: Path) -> None:
             connection.execute("CHECKPOINT")
         lost_at = datetime.now(UTC)
         with portal.receiving():
-            wait_until(lambda: bool(portal.gaps), seconds=60)
-            wait_until(lambda: not portal.look().state.get("problem"), seconds=60)
+            wait_until(lambda: bool(portal.gaps))
+            wait_until(lambda: not portal.look().state.get("problem"))
             assert portal.job().backup_base().success
             portal.wait_until_covered()
         window = portal.look().window
@@ -93,16 +93,16 @@ def test_base_backup_that_the_service_makes_is_copied_off_site(portal: WalPortal
     disk.mkdir()
     recipient = generate(tmp_path / "identity").recipient
     with service(portal, BACKUP_OFFSITE_URLS=f"file://{disk}", BACKUP_ENCRYPTION_RECIPIENTS=recipient):
-        wait_until(lambda: any(disk.glob("base_*.json")), seconds=60)
+        wait_until(lambda: any(disk.glob("base_*.json")))
     assert {path.stem for path in disk.glob("base_*.json")} == {base.name for base in portal.look().bases}
 
 
 def test_second_service_is_refused(portal: WalPortal) -> None:
     """One repository has one service: the second one ends as busy."""
     with service(portal):
-        wait_until(lambda: _is_active(portal), seconds=60)
+        wait_until(lambda: _is_active(portal))
         second = start_service(portal)
         try:
-            assert second.wait(30) == 5
+            assert second.wait(LONG_SECONDS) == 5
         finally:
             second.kill()

@@ -36,7 +36,7 @@ from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.fake_runner import FakeRunner, Script
 from tests.support.servers import no_session_soon
-from tests.support.waiting import ends_soon, wait_until
+from tests.support.waiting import LONG_SECONDS, ends_soon, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -482,7 +482,7 @@ def writing(target: DatabaseTarget, statement: str) -> Iterator[None]:
 
     thread = threading.Thread(target=write)
     thread.start()
-    started.wait(10)
+    started.wait(LONG_SECONDS)
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from portal.ops.repository.durable import (
     write_durably,
 )
 from tests.support.repositories import NOBODY, as_nobody, python
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ class TestWriteDurably:
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\nwrite_durably(Path(sys.argv[1]), b'new' * 1000)"
         )
         with python(program, path) as process:
-            assert process.wait(10) == 1
+            assert process.wait(LONG_SECONDS) == 1
         assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("file", b"old")]
 
     def test_the_directory_can_be_synced(self, tmp_path: Path) -> None:

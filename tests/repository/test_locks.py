@@ -13,6 +13,7 @@ from portal.ops.errors import BusyError, RepositoryError
 from portal.ops.repository.locks import is_locked_alone
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from tests.support.repositories import as_nobody
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,13 +47,13 @@ class TestLocks:
 
     def test_a_lock_is_free_when_its_holder_has_ended(self, tmp_path: Path) -> None:
         """Who waits goes on as soon as the lock is free."""
-        repository = Repository(tmp_path, lock_timeout=30)
+        repository = Repository(tmp_path, lock_timeout=10 * LONG_SECONDS)
         holding = ExitStack()
         holding.enter_context(repository.exclusive())
         threading.Timer(0.2, holding.close).start()
         started = time.monotonic()
         with repository.shared():
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < LONG_SECONDS
 
     def test_a_lock_of_another_user_is_an_error_with_a_way_out(self, public_directory: Path) -> None:
         """A lock file that root made in the portal's repository is refused with the command that helps."""

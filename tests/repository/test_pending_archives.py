@@ -20,7 +20,7 @@ from portal.ops.repository.pending import _open_locked
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar, sidecar_of
 from tests.support.repositories import CONTENT, DIGEST, as_nobody, backup_id, names, publish, python
-from tests.support.waiting import wait_until
+from tests.support.waiting import LONG_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ class TestSecondWriter:
 
     def test_it_waits_and_then_finds_the_archive(self, tmp_path: Path) -> None:
         """While one process writes, another waits; when it is done, there is nothing left to do."""
-        repository = Repository(tmp_path, lock_timeout=30)
+        repository = Repository(tmp_path, lock_timeout=LONG_SECONDS)
         found: list[object] = []
 
         def wait() -> None:
@@ -170,7 +170,7 @@ class TestSecondWriter:
             wait_until(lambda: is_in(waiting, "wait_for"))
             assert waiting.is_alive()
             other.finish()
-            waiting.join(10)
+            waiting.join(LONG_SECONDS)
         assert found == [None]
         assert repository.archive_path(backup_id()).read_bytes() == b"half and half"
 
@@ -182,7 +182,7 @@ class TestSecondWriter:
 
     def test_it_takes_over_when_the_first_one_dies(self, tmp_path: Path) -> None:
         """When the writer that is waited for is killed, the one that waits starts from the beginning."""
-        repository = Repository(tmp_path, lock_timeout=30)
+        repository = Repository(tmp_path, lock_timeout=LONG_SECONDS)
         with writer(repository) as other:
             threading.Timer(0.2, other.die).start()
             path = publish(repository)
@@ -291,7 +291,7 @@ class TestSweep:
         with writer(repository) as other:
             assert repository.sweep() == []
             other.finish()
-            other.process.wait(10)
+            other.process.wait(LONG_SECONDS)
         assert repository.find("latest").path.read_bytes() == b"half and half"
 
     def test_a_sidecar_without_an_archive_is_removed(self, repository: Repository) -> None:

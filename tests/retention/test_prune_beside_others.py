@@ -21,6 +21,7 @@ from portal.ops.retention.prune import PruneJob
 from tests.support import ages
 from tests.support.kept import finding
 from tests.support.pruning import FULL, MEDIA, NOW, POLICY, archives, assert_sound, job, put
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +273,7 @@ class TestBesideOthers:
         held = threading.Event()
 
         def read() -> None:
-            with archive_lock(path, 5):
+            with archive_lock(path, LONG_SECONDS):
                 held.set()
 
         with claim(path) as is_free:

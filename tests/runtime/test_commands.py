@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,21 +20,42 @@ from portal.ops.runtime.commands import (
 )
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
-from tests.support.waiting import ends_soon
+from tests.support.waiting import LONG_SECONDS, ends_soon, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from portal.ops.runtime.commands import CommandResult
+    from portal.ops.runtime.process import ProcessRunner, RunningProcess
 
 TARGET = DatabaseTarget(host="db", port=5432, name="defectdojo", user="dojo", password=Secret("hunter22"))
 
 
-def shell(script: str, *, seconds: float = 20, secrets: tuple[Secret, ...] = ()) -> CommandResult:
+def shell(
+    script: str, *, seconds: float = LONG_SECONDS, secrets: tuple[Secret, ...] = (), runner: ProcessRunner | None = None
+) -> CommandResult:
     environment = {"PATH": os.environ["PATH"]}
     return run_command(
-        SystemRunner(), ["sh", "-c", script], environment=environment, timeout_seconds=seconds, secrets=secrets
+        runner or SystemRunner(),
+        ["sh", "-c", script],
+        environment=environment,
+        timeout_seconds=seconds,
+        secrets=secrets,
     )
+
+
+class Prepared(SystemRunner):
+    """A runner whose programs have made a file by the time that they count as started."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def start(self, argv: Sequence[str | Path], **options: Any) -> RunningProcess:
+        """Start a program, and wait for its file."""
+        process = super().start(argv, **options)
+        wait_until(self._file.exists)
+        return process
 
 
 def test_its_output_and_its_end_are_known() -> None:
@@ -54,7 +75,8 @@ def test_one_that_says_much_is_not_held_up_and_not_kept() -> None:
 
 def test_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     """With everything that it has started."""
-    ended = shell(f"sleep 600 & echo $! >{tmp_path}/pid; wait", seconds=0.5)
+    script = f"sleep 600 & echo $! >{tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; wait"
+    ended = shell(script, seconds=0.1, runner=Prepared(tmp_path / "pid"))
     assert ended.exit_code is None
     assert ended.failure().startswith("was stopped after ")
     assert ends_soon(int((tmp_path / "pid").read_text()))
@@ -64,7 +86,7 @@ def test_what_it_leaves_running_does_not_hold_us_up() -> None:
     """A process that has its output open is ended with it."""
     started = time.monotonic()
     assert shell("sleep 600 & echo started").output == "started\n"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < LONG_SECONDS
 
 
 def test_a_secret_that_it_prints_is_masked() -> None:
@@ -91,7 +113,7 @@ def test_our_secrets_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestAround:
     """A command before the work, and one after it."""
 
-    def commands(self, before: str = "", after: str = "", seconds: float = 20) -> Around:
+    def commands(self, before: str = "", after: str = "", seconds: float = LONG_SECONDS) -> Around:
         """Work with these scripts around it."""
         words = [("sh", "-c", script) if script else () for script in (before, after)]
         commands = AroundCommands(before=words[0], after=words[1], timeout_seconds=seconds)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ import pytest
 
 from portal.ops.runtime.process import PIPE, SystemRunner, run
 from tests.support.fake_runner import FakeRunner, Script
-from tests.support.waiting import ends_soon
+from tests.support.waiting import LONG_SECONDS, ends_soon, names_of, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,7 +111,7 @@ def test_killing_twice_is_harmless(stage: Callable[[Play], Stage]) -> None:
 def test_run_returns_all_of_it(stage: Callable[[Play], Stage]) -> None:
     """A short program's output and exit code come back together."""
     runner, command = stage(GREETING)
-    finished = run(runner, command, environment=ENVIRONMENT, timeout_seconds=10)
+    finished = run(runner, command, environment=ENVIRONMENT, timeout_seconds=LONG_SECONDS)
     assert (finished.returncode, finished.stdout) == (0, "hello\n")
 
 
@@ -176,7 +175,7 @@ def test_input_can_be_a_pipe(runner: SystemRunner) -> None:
 def test_nothing_of_the_environment_is_inherited(runner: SystemRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program gets the environment that was passed in, and nothing else."""
     monkeypatch.setenv("UNRELATED", "secret")
-    finished = run(runner, ["env"], environment=ENVIRONMENT, timeout_seconds=10)
+    finished = run(runner, ["env"], environment=ENVIRONMENT, timeout_seconds=LONG_SECONDS)
     assert "UNRELATED" not in finished.stdout
 
 
@@ -216,7 +215,7 @@ def test_a_process_ends_with_the_thread_that_started_it(runner: SystemRunner) ->
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
-    assert started[0].wait(10) == -signal.SIGTERM
+    assert started[0].wait(LONG_SECONDS) == -signal.SIGTERM
 
 
 class _SignalledError(Exception):
@@ -227,14 +226,16 @@ class _SignalledError(Exception):
 def unnoticed_signal() -> Iterator[None]:
     """A signal that does not interrupt what the main thread waits for: another thread takes it in its stead.
 
-    This is how a signal goes by that arrives an instant before the main thread begins to wait.
+    This is how a signal goes by that arrives an instant before the main thread begins to wait. It comes when a program
+    is read from or waited for.
     """
+    main = threading.get_ident()
 
     def handle(*_: object) -> None:
         raise _SignalledError
 
     def raise_elsewhere() -> None:
-        time.sleep(0.2)
+        wait_until(lambda: {"readinto", "_ended_within"} & set(names_of(sys._current_frames()[main])))
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, handle)
@@ -248,7 +249,7 @@ def unnoticed_signal() -> Iterator[None]:
 @pytest.mark.usefixtures("unnoticed_signal")
 def test_a_signal_ends_the_reading_of_a_silent_program(runner: SystemRunner) -> None:
     """Whoever reads from a program that says nothing notices a signal, also one that did not interrupt the reading."""
-    process = runner.start(["sleep", "20"], environment=ENVIRONMENT)
+    process = runner.start(["sleep", "600"], environment=ENVIRONMENT)
     with pytest.raises(_SignalledError):
         process.stdout.readinto(bytearray(1 << 20))  # type: ignore[attr-defined]  # it is a buffered reader
     with pytest.raises(TimeoutError):  # it is still there
@@ -259,7 +260,7 @@ def test_a_signal_ends_the_reading_of_a_silent_program(runner: SystemRunner) -> 
 @pytest.mark.usefixtures("unnoticed_signal")
 def test_a_signal_ends_the_waiting_for_a_program(runner: SystemRunner) -> None:
     """Whoever waits for the end of a program notices a signal, also one that did not interrupt the waiting."""
-    process = runner.start(["sleep", "20"], environment=ENVIRONMENT)
+    process = runner.start(["sleep", "600"], environment=ENVIRONMENT)
     with pytest.raises(_SignalledError):
         process.wait()
     with pytest.raises(TimeoutError):  # it is still there

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.postgres import EmbeddedPostgres
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.settings.load import DatabaseTarget
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -28,8 +24,8 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 
 def no_session_soon(postgres: EmbeddedPostgres, target: DatabaseTarget) -> bool:
-    """Wait up to ten seconds until nobody is in a database."""
-    deadline = time.monotonic() + 10
+    """Wait until nobody is in a database."""
+    deadline = time.monotonic() + LONG_SECONDS
     while sessions(postgres, target):
         if time.monotonic() > deadline:
             return False

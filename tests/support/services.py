@@ -6,20 +6,31 @@ import base64
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
-from signal import SIGKILL, Signals
+from datetime import UTC, datetime, timedelta
+from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 from typing import TYPE_CHECKING, Any, Self
 
 from redis import Redis
 
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import use_repository, wait_until
 from worker.operations import Queue
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from demo.redis import EmbeddedRedis
+
+
+def distant_slots() -> dict[str, str]:
+    """Schedules that no test meets a slot of: the last hour's was half an hour ago, and the last day's half a day."""
+    far = datetime.now(UTC) + timedelta(minutes=30)
+    daily = f"{far.minute} {(far.hour + 11) % 24} * * *"
+    days = {f"BACKUP_SCHEDULE_{name}": daily for name in ("FULL", "VERIFY", "PRUNE", "DRILL")}
+    return {**days, "BACKUP_SCHEDULE_DATABASE": f"{far.minute} * * * *"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,8 @@ class ServiceProcess:
     def events(self, *names: str) -> list[dict[str, Any]]:
         """What it has said, line by line; all of it has to be JSON."""
         text = self._log.read_text() if self._log.exists() else ""
-        found: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        whole, _, _ = text.rpartition("\n")  # a line that is just being written comes later
+        found: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines() if line.endswith("}")]
         return [event for event in found if not names or event["event"] in names]
 
     def signal(self, number: Signals) -> None:
@@ -90,11 +102,20 @@ class ServiceProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have it stand still: what happens in the context is all one to it."""
+        self.signal(SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(SIGCONT)
+
     def end(self, number: Signals) -> int:
         """Send it a signal that ends it; its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(LONG_SECONDS)
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """What `--health` says, and its exit code."""

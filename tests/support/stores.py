@@ -12,6 +12,7 @@ import pytest
 
 from demo.object_store import ADMINISTRATOR, Account, EmbeddedObjectStore
 from portal.ops.errors import StoreDeniedError, StoreUnreachableError
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,14 +70,14 @@ class SftpServer:
 
         key = asyncssh.generate_private_key("ssh-ed25519")
         self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(self._listen(key), self._loop).result(10)
+        self._server = asyncio.run_coroutine_threadsafe(self._listen(key), self._loop).result(LONG_SECONDS)
         self.port = self._server.get_port()
         public = key.export_public_key().decode().strip()
         (self.directory / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {public}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(LONG_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
         self._loop.close()

@@ -174,7 +174,7 @@ class WalPortal:
             window = self.look().window
             return window is not None and window.end >= wanted
 
-        wait_until(is_covered, seconds=30)
+        wait_until(is_covered)
         return wanted
 
 

@@ -42,7 +42,7 @@ def name_of_moment(kind: str) -> str:
     return f"{kind}_{datetime.fromisoformat(MOMENT):%Y%m%d_%H%M%S}_"
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 2 * waiting.LONG_SECONDS) -> None:
     """As that of `waiting`, for as long as a worker may take."""
     waiting.wait_until(condition, seconds=seconds)
 
@@ -89,7 +89,8 @@ class WorkerProcess:
 
     def events(self, name: str = "") -> list[dict[str, Any]]:
         """What it has said, line by line; all of it has to be JSON."""
-        found: list[dict[str, Any]] = [json.loads(line) for line in self.text().splitlines()]
+        whole, _, _ = self.text().rpartition("\n")  # a line that is just being written comes later
+        found: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
         return [event for event in found if not name or event["event"] == name]
 
     def processes(self) -> dict[int, bytes]:
@@ -124,7 +125,7 @@ class WorkerProcess:
 
     def terminate(self) -> int:
         """Ask it to end; its exit code."""
-        return self.ask_to_end().wait(60)
+        return self.ask_to_end().wait(waiting.LONG_SECONDS)
 
     def kill(self) -> None:
         """Kill the queues and the process above them, at once; nobody tells their children."""
@@ -147,7 +148,7 @@ class WorkerProcess:
     def all_ended_soon(self) -> bool:
         """Wait for the end of every process that belongs to it."""
         with suppress(AssertionError):
-            wait_until(lambda: not self.processes(), 20)
+            wait_until(lambda: not self.processes(), waiting.LONG_SECONDS)
         return not self.processes()
 
 
@@ -187,7 +188,7 @@ def submit(redis: EmbeddedRedis, task: Operation, task_id: str = "", **arguments
     return task_id
 
 
-def result_of(redis: EmbeddedRedis, task_id: str, seconds: float = 60) -> TaskState:
+def result_of(redis: EmbeddedRedis, task_id: str, seconds: float = 2 * waiting.LONG_SECONDS) -> TaskState:
     """Wait for the end of a task."""
     client = client_of(redis)
     found: list[TaskState] = []

@@ -49,14 +49,15 @@ class TestPace:
 def test_the_bar_on_a_terminal(columns: int) -> None:
     """It fits, says no time in its first instants, and a plausible one later."""
     code = f"""
-import time
+from types import SimpleNamespace
 from portal.ops.runtime.progress import Step
-from tools.terminal.progress import Bar
-bar = Bar(None)
-started = time.monotonic()
-while (passed := time.monotonic() - started) < 3:
-    bar(Step(phase="media", done=int(passed * {MB}), expect=lambda: {10 * MB}))
-    time.sleep(0.05)
+from tools.terminal import progress
+now = 0.0
+progress.time = SimpleNamespace(monotonic=lambda: now)
+bar = progress.Bar(None)
+while now < 3:
+    bar(Step(phase="media", done=int(now * {MB}), expect=lambda: {10 * MB}))
+    now += 0.05
 """
     session = record(["env", "-C", str(ROOT), sys.executable, "-c", code], {}, columns=columns)
     drawn = [line for line in session.raw.split("\r\x1b[K") if line]

@@ -225,7 +225,7 @@ def test_without_a_broker_a_question_ends_at_once(broker: Broker) -> None:
     ):
         with pytest.raises(BrokerAwayError, match=r"the broker does not answer\n.*CELERY_BROKER_URL"):
             question()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("kind", [AuthenticationError, NoPermissionError])

@@ -15,6 +15,7 @@ from demo.redis import EmbeddedRedis
 from portal.ops.repository.rejected import rejected_counts
 from portal.ops.settings.load import load_settings
 from tests.support.portal import portal_with_broker
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -202,7 +203,7 @@ def test_the_remote_control_only_answers(service: Service) -> None:
     for command, arguments in (("revoke", {"task_id": "wanted"}), ("shutdown", {}), ("pool_shrink", {"n": 9})):
         app.control.broadcast(command, arguments=arguments)
     wait_until(lambda: len(worker.events("command_rejected")) >= 6)  # each of two workers, each of three commands
-    assert len(app.control.ping(timeout=10, limit=2)) == 2
+    assert len(app.control.ping(timeout=LONG_SECONDS, limit=2)) == 2
     (portal.uploads / "wanted.json").write_text("new")
     assert result_of(redis, submit(redis, BACKUP_MEDIA, "wanted", moment=MOMENT)).result["success"]
 
@@ -211,7 +212,7 @@ def test_who_may_read_the_repository_may_stop_a_task(service: Service) -> None:
     """The command's own message is signed."""
     _, redis, _ = service
     app = make_app(load_settings(client_environ(redis), lambda _: ""))
-    answers = app.control.revoke("given-up", reply=True, timeout=10, limit=2)
+    answers = app.control.revoke("given-up", reply=True, timeout=LONG_SECONDS, limit=2)
     assert [next(iter(answer.values())).keys() for answer in answers] == [{"ok"}, {"ok"}]
     submit(redis, PING, "given-up")
     assert result_of(redis, "given-up").is_stopped

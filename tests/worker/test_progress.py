@@ -10,6 +10,7 @@ from redis import Redis
 
 from portal.ops.runtime.progress import Step
 from portal.ops.settings.load import load_settings
+from tests.support.waiting import LONG_SECONDS
 from tests.support.workers import client_environ, client_of, wait_until
 from worker import progress as module
 from worker.application import make_app
@@ -108,7 +109,7 @@ def test_nothing_is_told_twice(redis: EmbeddedRedis, monkeypatch: pytest.MonkeyP
             return state()
 
         report._state = counted  # type: ignore[method-assign]
-        assert looks.wait(30)
+        assert looks.wait(LONG_SECONDS)
     assert Counting.sent == 1
 
 

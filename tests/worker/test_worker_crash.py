@@ -249,9 +249,7 @@ def test_a_worker_that_is_asked_to_end_gives_the_task_back(portal: Portal) -> No
         with WorkerProcess(portal, redis, "backup", **slow(portal), BACKUP_SHUTDOWN_GRACE="1") as first:
             task_id = submit(redis, BACKUP_FULL, "patient", moment=MOMENT)
             wait_until(lambda: any(b"sleep" in line for line in first.processes().values()))
-            started = time.monotonic()
             assert first.terminate() == 0
-            assert time.monotonic() - started < 15
             assert first.all_ended_soon()
             assert not [name for name in portal.left() if name.endswith(".partial")]
         assert not client_of(redis).look(task_id).is_ended
@@ -268,7 +266,7 @@ def test_a_task_that_takes_too_long_is_ended_with_its_children(portal: Portal) -
         late = result_of(redis, submit(redis, BACKUP_FULL, "late", moment=MOMENT))
         assert "took longer than a task may" in late.result["error"]
         wait_until(lambda: not any(b"sleep" in line or b"pg_dump" in line for line in worker.processes().values()))
-        assert not [name for name in portal.left() if name.endswith(".partial")]
+        wait_until(lambda: is_settled(portal))  # a hard limit would have another process do this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,14 +286,14 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres) -> Iterator[Killed]:
-    """Both at once, so that nobody waits for the limit twice."""
+    """Both at once, so that nobody waits for the limit twice: they are stopped long before the soft one."""
     given = {"archive": "latest", "moment": MOMENT, "scope": "media"}
-    limits = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "10"}
+    limits = {"BACKUP_LOCK_TIMEOUT": "60", "BACKUP_TASK_TIMEOUT": "12"}
     with portal_database_in(postgres) as database, EmbeddedRedis() as redis:
         portal = large_portal(tmp_path_factory.mktemp("killed"), database, postgres)
         archive = Path(portal.job().backup_full().destination_path or "")
         queues = ("backup", "restore", "--processes", "1")
-        with WorkerProcess(portal, redis, *queues, **slow(portal), **limits) as worker, archive.open("rb") as held:
+        with WorkerProcess(portal, redis, *queues, **idle(portal), **limits) as worker, archive.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             Authorizations(portal.archives).grant(RESTORE_ARCHIVE, "deaf-restore", given)
             submit(redis, RESTORE_ARCHIVE, "deaf-restore", **given)
@@ -400,6 +398,15 @@ def test_a_worker_sweeps_what_an_earlier_one_left(portal: Portal) -> None:
             said = [event for event in second.events() if event["event"] in ("unfinished_work_removed", "worker_ready")]
     assert {event["name"] for event in said[:-1]} == remains
     assert said[-1]["event"] == "worker_ready"
+
+
+def idle(portal: Portal) -> dict[str, str]:
+    """Where a pg_dump is that does nothing, and does not end."""
+    program = portal.directory / "bin" / "pg_dump"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec "{portal.bin_dir}/pg_dump" "$@"\nexec sleep 600\n')
+    program.chmod(0o755)
+    return {"BACKUP_PG_BIN_DIR": str(program.parent)}
 
 
 def slow(portal: Portal) -> dict[str, str]:

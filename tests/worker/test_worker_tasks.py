@@ -250,7 +250,7 @@ def service(
 FAILING_WORKER = """
 import os, sys, threading
 if "worker.queue_worker" in sys.orig_argv:
-    timer = threading.Timer(3, os._exit, [1])
+    timer = threading.Timer(4, os._exit, [1])  # after the three seconds in which it counts as one that cannot start
     timer.daemon = True
     timer.start()
 """

@@ -23,6 +23,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.restore.database.restore import DatabaseState, RestoreMode
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.restoring import ask, bench, execute, new_restore_id
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,13 +180,16 @@ def crash_backend_of(target: DatabaseTarget, database: str) -> None:
     """Kill a process of the server that works on a database, and so have the server restart."""
     query = "SELECT pid FROM pg_stat_activity WHERE datname LIKE %s AND query LIKE 'COPY%%'"
     with connect(replace(target, name="template1")) as connection:
+        deadline = time.monotonic() + LONG_SECONDS
         while not (row := connection.execute(query.encode(), [database]).fetchone()):
+            if time.monotonic() > deadline:
+                return
             time.sleep(0.005)
     os.kill(row[0], signal.SIGKILL)
 
 
 def until_ready(target: DatabaseTarget) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LONG_SECONDS
     while True:
         try:
             connect(target).close()

@@ -29,6 +29,7 @@ from portal.ops.restore.files.restore import FileRestore
 from portal.ops.restore.files.unpacker import CHECKED, PASSED, Use
 from tests.support import archives
 from tests.support.archives import NAME, Recipe, tree_on_disk, write_archive
+from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -236,7 +237,7 @@ def test_helpers_end_with_a_restore_that_is_killed(archive: Path, tmp_path: Path
         left = said.read().split()
     try:
         assert (killed.returncode, len(left)) == (-signal.SIGKILL, 2), left
-        until = time.monotonic() + 10
+        until = time.monotonic() + LONG_SECONDS
         while any(is_running(pid) for pid in left):
             assert time.monotonic() < until
             time.sleep(0.01)
