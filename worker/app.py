@@ -56,7 +56,7 @@ def _tell_refusal(app: Application, name: str, task_id: str, error: RejectedErro
 
     with suppress(RedisError):
         backend = app.backend
-        if backend.client.get(backend.get_key_for_task(task_id)) is None:
+        if backend.get_task_meta(task_id, cache=False)["status"] not in states.READY_STATES:
             result = Outcome.of_error(error).result
             backend.store_result(task_id, OperationFailedError(result), states.FAILURE, request=Context(task=name))
 

@@ -9,6 +9,7 @@ from worker.celery_internals import Application
 from worker.command_lines import show_commands
 from worker.configuration import configuration
 from worker.operations import Requester
+from worker.transport_choice import use_transport
 
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
@@ -30,6 +31,7 @@ def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Ap
             hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
         )
     show_commands()
+    use_transport("worker.transport:Transport", unless="worker.")  # a worker has one with the gate
     app = Application(settings, requester)
     app.conf.update(configuration(settings))
     return app

@@ -1,6 +1,7 @@
 """Adds our signatures, shutdown and recovery to Celery. Written against Celery 5.7; depends on these internals:
 
 Celery.send_task, Celery.Worker          sending a task, and the class of a worker
+Celery._get_backend                      makes the result backend
 apps.worker.Worker.install_platform_tweaks   installs signal handlers; SIGQUIT is the cold shutdown
 worker.state.active_requests             the tasks that the worker's processes are running
 consumer.hub, consumer.event_dispatcher  the event loop, and the sender of events, replaced after each reconnect
@@ -65,6 +66,14 @@ class Application(Celery):  # type: ignore[misc]  # Celery has no types
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.settings, self.requester)
+
+    def _get_backend(self) -> Any:
+        from celery.app.backends import by_url
+
+        from worker.results import Results
+
+        _, url = by_url(self.conf.result_backend, self.loader)
+        return Results(app=self, url=url)
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Sign a task and put it on its queue.

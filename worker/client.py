@@ -24,7 +24,7 @@ from worker.configuration import RESULT_SECONDS
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, too_slow
 from worker.operations import PING, Requester
 from worker.progress import STATE
-from worker.signing import RESULT_FIELD, is_signed_result
+from worker.signing import RESULT_FIELD
 from worker.task_ids import new_task_id
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _MARK: Final = "kekkai-backup-task-"
 _SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
 _LOOK_SECONDS: Final = 5
+_MOST_SEARCHED: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,6 @@ class Client:
 
     def __init__(self, settings: Settings, requester: Requester = Requester.COMMAND) -> None:
         self._app = make_app(settings, requester)
-        self._keys = self._app.task_keys
         short = {"socket_timeout": _LOOK_SECONDS, "socket_connect_timeout": _LOOK_SECONDS}
         self._app.conf.broker_transport_options = {**self._app.conf.broker_transport_options, **short}
         self._app.conf.update(redis_socket_timeout=_LOOK_SECONDS, redis_socket_connect_timeout=_LOOK_SECONDS)
@@ -119,15 +119,10 @@ class Client:
         """Remove an earlier failure, so that a task that is sent again does not look finished."""
         backend = self._app.backend
         key = backend.get_key_for_task(task_id)
-        found = backend.client.get(key)
-        if found is None:
+        if (text := backend.get(key)) is None:
             return
-        try:
-            is_failure = backend.decode(found)["status"] in (states.FAILURE, states.REVOKED)
-        except Exception:  # anyone may have written it, in any form
-            is_failure = True
-        if is_failure:
-            backend.client.delete(key)
+        if not (found := backend.read(text)) or found["status"] in (states.FAILURE, states.REVOKED):
+            backend.delete(key)
 
     def look(self, task_id: str) -> TaskState:
         """Query the progress of a task.
@@ -137,21 +132,17 @@ class Client:
         """
         backend = self._app.backend
         with _broker():
-            found, mark = backend.client.mget([backend.get_key_for_task(task_id), f"{_MARK}{task_id}"])
-        if found is None:
-            return TaskState(is_lost=mark is None)
-        try:
-            meta = backend.meta_from_decoded(backend.decode(found))
-            status, result, name = str(meta["status"]), meta["result"], str(meta.get("name") or "")
-        except Exception:  # anyone may have written it, in any form
+            if (text := backend.get(backend.get_key_for_task(task_id))) is None:
+                return TaskState(is_lost=not backend.client.exists(f"{_MARK}{task_id}"))
+        if (meta := backend.read(text)) is None:
             return _forged("", task_id)
+        status, result, name = meta["status"], meta["result"], meta["name"] or ""
         if status == STATE:
             return TaskState(is_begun=True, progress=_progress(result), name=name)
         if status not in states.READY_STATES:
             return TaskState(is_begun=status == states.STARTED, name=name)
-        said = result.result if isinstance(result, OperationFailedError) else result
         try:
-            is_signed = is_signed_result(task_id, said, self._keys.named, success=status == states.SUCCESS)
+            is_signed = backend.is_signed(task_id, meta)
         except OpsError:
             return replace(_ended(status, result, name), is_checked=False)
         if status == states.SUCCESS and not is_signed:
@@ -197,7 +188,7 @@ class Client:
         backend = self._app.backend
         with _broker(), self._app.connection_for_write() as connection:
             redis = connection.default_channel.client
-            for message in redis.lrange(queue.value, 0, -1):
+            for message in redis.lrange(queue.value, 0, _MOST_SEARCHED - 1):  # it is among the newest
                 if task_id.encode() in message:
                     redis.lrem(queue.value, 1, message)
             backend.client.delete(backend.get_key_for_task(task_id))
@@ -208,29 +199,26 @@ class Client:
         Raises:
             BrokerAwayError: the broker does not answer.
         """
-        ping = PING.name
         with _broker():
             serving = _serving(queue, self._app.control.broadcast("active_queues", reply=True, timeout=seconds))
         if not serving:
             return []
         stats = self._ask("stats", serving, seconds)
         tasks = self._ask("active", serving, seconds)
-        return [
-            QueueLoad(
-                worker=name,
-                processes=one["pool"]["max-concurrency"],
-                busy=sum(task["name"] != ping for task in tasks.get(name, ())),
-                begun=sum(count for task, count in one["total"].items() if task != ping),
-            )
-            for name, one in sorted(stats.items())
-        ]
+        found = (_load(name, one, tasks.get(name, ())) for name, one in sorted(stats.items()))
+        return [load for load in found if load]
 
     def _ask(self, question: str, workers: list[str], seconds: float) -> dict[str, Any]:
         with _broker():
             answers = self._app.control.broadcast(
                 question, destination=workers, reply=True, timeout=seconds, limit=len(workers)
             )
-        return {name: answer for one in answers or () for name, answer in one.items() if "error" not in answer}
+        return {
+            name: answer
+            for one in answers or ()
+            for name, answer in one.items()
+            if isinstance(answer, (dict, list)) and "error" not in answer
+        }
 
     def stop(self, task_id: str) -> None:
         """Stop a task, or prevent it from starting.
@@ -291,13 +279,26 @@ def _ended(status: str, result: Any, name: str) -> TaskState:
     )
 
 
+def _load(name: str, stats: Any, tasks: Any) -> QueueLoad | None:
+    """A worker's load by its answers; None if they have another form, since anyone can answer."""
+    try:
+        return QueueLoad(
+            worker=printable(name),
+            processes=int(stats["pool"]["max-concurrency"]),
+            busy=sum(task["name"] != PING.name for task in tasks),
+            begun=sum(int(count) for task, count in stats["total"].items() if task != PING.name),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _serving(queue: Queue, answers: Any) -> list[str]:
     """The workers that take tasks from a queue, by their answers."""
     return [
         name
         for answer in answers or ()
         for name, queues in answer.items()
-        if isinstance(queues, list) and any(one.get("name") == queue.value for one in queues)
+        if isinstance(queues, list) and any(isinstance(one, dict) and one.get("name") == queue.value for one in queues)
     ]
 
 

@@ -6,7 +6,6 @@ Both are read from the result backend, which costs the workers nothing and canno
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +26,10 @@ if TYPE_CHECKING:
 
 _EVERY_MILLISECONDS: Final = 1000
 _MOST_AT_ONCE: Final = 500
+_READ_AT_ONCE: Final = 50
+_MOST_BYTES: Final = 1 << 18
 _MOST_CHARACTERS: Final = 10_000
+_MOST_LABELS: Final = 2000
 _SHOWN_LISTS: Final = ("components", "components_restored", "removed")
 _IDS: Final = ("backup_id", "restore_id", "drill_id")
 _ENDS: Final = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "revoked"}
@@ -90,12 +92,11 @@ def _is_wanted(task: Any) -> bool:
 
 
 def _read(backend: Any, task_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found = backend.client.mget([backend.get_key_for_task(task_id) for task_id in task_ids])
-    metas = {}
-    for task_id, text in zip(task_ids, found, strict=True):
-        if text is not None:
-            with suppress(Exception):  # anyone may have written it, in any form
-                metas[task_id] = backend.meta_from_decoded(backend.decode(text))
+    metas: dict[str, dict[str, Any]] = {}
+    for first in range(0, len(task_ids), _READ_AT_ONCE):
+        some = task_ids[first : first + _READ_AT_ONCE]
+        found = zip(some, map(backend.read, backend.texts(some, _MOST_BYTES)), strict=True)
+        metas |= {task_id: meta for task_id, meta in found if meta}
     return metas
 
 
@@ -162,9 +163,21 @@ def progress_sentence(state: Mapping[str, Any]) -> str:
 
 
 def escape_events(flower: Flower) -> None:
-    """Make Flower show events with control characters escaped: anyone who reaches the broker can send them."""
+    """Make Flower show events with control characters escaped, and of a limited number of workers and tasks.
+
+    Anyone who can write to the broker can send them.
+    """
     take = flower.events.on_event
-    flower.events.on_event = lambda event: take(_escaped(event))
+    seen: set[tuple[Any, Any]] = set()
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        safe = _escaped(event)
+        label = safe.get("hostname"), safe.get("name")
+        if label in seen or len(seen) < _MOST_LABELS:  # Flower keeps a metric of each for ever
+            seen.add(label)
+            take(safe)
+
+    flower.events.on_event = on_event
 
 
 def _escaped(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,25 +1,26 @@
-"""Puts checks in front of kombu's Redis transport and remote control.
+"""Puts the gate in front of the transport of workers, and checks in front of their remote control.
 
-Written against kombu 5.7; it depends on these internals:
+Written against kombu 5.7; besides those of `transport`, it depends on these internals:
 
-    Channel._create_client       makes the connection whose `parse_response(…, 'BRPOP')` gives a message to a worker
     Channel._get                 takes a message where no event loop runs
-    QoS.restore_by_tag           puts back a message that was taken and never acknowledged
-    virtual.Transport._deliver   hands a message to its consumer, also one of the remote control
-    pidbox.Node.dispatch         carries out a command of the remote control
-
-kombu parses whatever it receives, and a worker ends if that fails. So nothing reaches kombu unchecked.
+    pidbox.Node.handle_message   takes a command of the remote control
+    pidbox.Node.dispatch         carries it out
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+import time
+from contextlib import suppress
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kombu import pidbox
-from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as redis_transport
 from redis.exceptions import RedisError
+
+from worker import transport
+from worker.transport_choice import use_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,102 +32,95 @@ _redis: Any = redis_transport  # kombu has few type annotations
 _pidbox: Any = pidbox
 
 
-class _Channel(_redis.Channel):  # type: ignore[misc]
+_PEEK: Final = """
+local found, size = {}, 0
+for number = 1, tonumber(ARGV[1]) do
+    local one = redis.call('LINDEX', KEYS[1], -number)
+    if not one then break end
+    size = size + #one
+    if size > tonumber(ARGV[2]) then break end
+    found[number] = one
+end
+return found
+"""
+"""The next messages of a list, not taken."""
+
+_DROP: Final = """
+for number, one in ipairs(ARGV) do
+    if redis.call('LINDEX', KEYS[1], -1) ~= one then return number - 1 end
+    redis.call('RPOP', KEYS[1])
+end
+return #ARGV
+"""
+"""Removes messages as long as they are still the next ones."""
+
+_SWEPT_AT_ONCE: Final = 200
+_SWEPT_BYTES: Final = 1 << 20
+_SWEEP_SECONDS: Final = 0.2
+
+
+class _Channel(transport.Channel):
     """A channel that passes on only what the gate accepts."""
 
     gate: ClassVar[Gate]
 
-    def _create_client(self, asynchronous: bool = False) -> Any:
-        client = super()._create_client(asynchronous=asynchronous)
-        if asynchronous:
-            parse = client.parse_response
-            client.parse_response = lambda connection, command, **options: self._admit(
-                command, parse(connection, command, **options)
-            )
-        return client
+    def refused(self, raw: bytes, queue: str) -> None:
+        self.gate.note(raw, queue)
 
-    def _admit(self, command: str, found: Any) -> Any:
-        """Data read from the connection, with nothing in place of a rejected message."""
-        if command != "BRPOP" or not found:
-            return found
-        key, raw = found
-        admitted = self._check(_bytes(raw), _bytes(key).decode("utf-8", "replace").rsplit(self.sep, 1)[0])
-        return None if admitted is None else (key, admitted)
-
-    def _get(self, queue: str, timeout: Any = None) -> Any:  # noqa: ARG002  # the signature is kombu's
-        with self.conn_or_acquire() as client:
-            for priority in self.priority_steps:
-                while (raw := client.rpop(self._q_for_pri(queue, priority))) is not None:
-                    if (admitted := self._check(_bytes(raw), queue)) is not None:
-                        return json.loads(admitted)
-        raise _redis.Empty
-
-    def _check(self, raw: bytes, queue: str) -> bytes | None:
+    def admitted(self, raw: bytes, queue: str) -> bytes | None:
         with self.conn_or_acquire() as client:
             try:
                 return self.gate.admit(raw, queue, client)
             except RedisError:  # it was counted; keeping it is less important than the worker's connection
                 return None
 
+    def _checked(self, key: Any, raw: Any) -> Any:
+        found = super()._checked(key, raw)
+        if found is None:
+            with suppress(RedisError):  # the next attempt to read reports it
+                self._sweep(key)
+        return found
 
-class _QoS(_redis.QoS):  # type: ignore[misc]
-    """Drops invalid data stored in place of an unacknowledged message."""
+    def _sweep(self, key: Any) -> None:
+        """Drop messages that are refused as well, many at once: each by itself, a million would take hours."""
+        queue = transport.text_of(key).rsplit(self.sep, 1)[0]
+        deadline = time.monotonic() + _SWEEP_SECONDS
+        with self.conn_or_acquire() as client:
+            while time.monotonic() < deadline:
+                texts = client.eval(_PEEK, 1, key, _SWEPT_AT_ONCE, _SWEPT_BYTES)
+                refused = list(takewhile(lambda text: self.admitted(text, queue) is None, texts))
+                if not refused or client.eval(_DROP, 1, key, *refused) < len(texts):
+                    return
 
-    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        try:
-            super().restore_by_tag(tag, client, leftmost)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            with self.channel.conn_or_acquire(client) as connection:
-                self.channel.gate.note(_bytes(connection.hget(self.unacked_key, tag) or b""), "unacked")
-                connection.hdel(self.unacked_key, tag)
-                connection.zrem(self.unacked_index_key, tag)
+    def _get(self, queue: str, timeout: Any = None) -> Any:  # noqa: ARG002  # the signature is kombu's
+        with self.conn_or_acquire() as client:
+            for priority in self.priority_steps:
+                while (raw := client.rpop(self._q_for_pri(queue, priority))) is not None:
+                    if (admitted := self.admitted(raw, queue)) is not None:
+                        return json.loads(admitted)
+        raise _redis.Empty
 
 
-_Channel.QoS = _QoS
-
-
-class Transport(_redis.Transport):  # type: ignore[misc]
+class Transport(transport.Transport):
     """The transport of workers."""
 
     Channel = _Channel
-
-    def _deliver(self, message: Any, queue: str) -> None:
-        if not _has_form(message):
-            _Channel.gate.note(repr(message)[:65_536].encode("utf-8", "replace"), str(queue))
-            return
-        super()._deliver(message, queue)
-
-
-def _has_form(message: Any) -> bool:
-    """True if kombu made the message; other data would end the worker."""
-    if not isinstance(message, dict):
-        return False
-    headers, properties = message.get("headers"), message.get("properties")
-    if not isinstance(headers, dict) or not isinstance(properties, dict):
-        return False
-    return (
-        isinstance(properties.get("delivery_tag"), str)
-        and isinstance(properties.get("delivery_info"), dict)
-        and properties.get("body_encoding") in ("base64", None)
-        and isinstance(message.get("body"), str)
-    )
-
-
-def _bytes(text: Any) -> bytes:
-    return text if isinstance(text, bytes) else str(text).encode("utf-8", "replace")
 
 
 def guard_transport(gate: Gate) -> None:
     """Make all Redis connections of this process use the gate: for a process that executes tasks."""
     _Channel.gate = gate
-    for name in ("redis", "rediss"):
-        TRANSPORT_ALIASES[name] = f"{__name__}:Transport"
+    use_transport(f"{__name__}:Transport")
 
 
 class CheckedNode(_pidbox.Node):  # type: ignore[misc]
     """A worker's end of the remote control: executes what `is_allowed` permits, and answers the rest with an error."""
 
     is_allowed: ClassVar[Callable[[str, dict[str, Any]], bool]]
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:  # noqa: ARG002  # the signature is kombu's
+        """Take a command; the clock in its message is the sender's, and nobody's concern."""
+        return super().handle_message(body)
 
     def dispatch(self, method: Any, arguments: Any = None, reply_to: Any = None, ticket: Any = None, **_: Any) -> Any:
         """Execute a command."""

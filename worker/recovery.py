@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import states
@@ -34,11 +35,13 @@ from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.command_lines import show_commands
 from worker.configuration import RESULT_SECONDS
-from worker.delivery import forget_old, is_abandoned, is_begun, sole_delivery
+from worker.delivery import TASK_ID, forget_old, is_abandoned, is_begun, sole_delivery
 from worker.errors import OperationFailedError, too_slow
 from worker.execution import Outcome, write_down
+from worker.gate import Gate
 from worker.operations import OPERATIONS, Queue
 from worker.signing import sign_result
+from worker.transport import taken_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +56,8 @@ log = engine_log("worker.recovery")
 
 _OURS: Final = (b"celeryev", b"celery.pidbox", b"reply.celery.pidbox", *(queue.value.encode() for queue in Queue))
 _BINDING: Final = b"_kombu.binding."
+_AT_ONCE: Final = 1000
+_MOST_NAMES: Final = 100
 _EVERY_SECONDS: Final = 2.0
 _KILLED_SECONDS: Final = 60.0
 """Seconds that the kernel may take to end a killed process."""
@@ -88,34 +93,43 @@ def _sweep(repository: Repository) -> None:
             log.warning("unfinished_work_removed", name=name)
 
 
-def requeue(app: Celery, settings: Settings, queue: Queue, *, at_start: bool) -> int:
+def requeue(app: Application, settings: Settings, queue: Queue, *, at_start: bool) -> int:
     """Return messages to their queues if no process works on them; return their number.
 
     These are messages whose process is gone, and tasks that have a result although their message was not acknowledged,
-    since the broker was away. Their next delivery returns the existing result.
+    since the broker was away. Their next delivery returns the existing result. What the gate does not accept returns as
+    well, and is rejected there. Data that is no message is dropped.
 
     Arguments:
         at_start: also return messages that no process has begun: the previous worker had most likely reserved them. If
             it still runs, the task is delivered twice, which is harmless.
     """
-    count = 0
+    count, invalid, gate = 0, list[bytes](), Gate(settings.local_path)
     with app.connection_for_write() as connection:
         channel = connection.default_channel
-        for tag, text in channel.client.hgetall(channel.unacked_key).items():
-            task_id, source = _task_of(text)
-            if source != queue.value or not task_id:
+        for tag, text in channel.client.hscan_iter(channel.unacked_key, count=_AT_ONCE):
+            if (found := _task_of(text)) is None:  # kombu puts messages there, and nobody anything else
+                gate.note(text, channel.unacked_key)
+                invalid.append(tag)
                 continue
-            idle = not is_begun(settings.local_path, task_id) and (at_start or _has_result(app.backend, task_id))
-            if idle or is_abandoned(settings.local_path, task_id):
+            task_id, source, message = found
+            if source != queue.value:
+                continue
+            if _is_left(app, task_id, at_start=at_start) or not gate.accepts(message, source):
                 channel.qos.restore_by_tag(tag, leftmost=True)
-                log.warning("message_requeued", task_id=task_id)
+                log.warning("message_requeued", task_id=printable(task_id))
                 count += 1
+        for first in range(0, len(invalid), _AT_ONCE):
+            channel.client.hdel(channel.unacked_key, *invalid[first : first + _AT_ONCE])
+            channel.client.zrem(channel.unacked_index_key, *invalid[first : first + _AT_ONCE])
     return count
 
 
-def _has_result(backend: Any, task_id: str) -> bool:
-    found = backend.client.get(backend.get_key_for_task(task_id))
-    return found is not None and backend.decode(found)["status"] in states.READY_STATES
+def _is_left(app: Application, task_id: str, *, at_start: bool) -> bool:
+    """True if no process works on a task."""
+    repository = app.settings.local_path
+    idle = not is_begun(repository, task_id) and (at_start or app.backend.has_end(task_id))
+    return idle or is_abandoned(repository, task_id)
 
 
 def begin_recovery(app: Application) -> None:
@@ -147,7 +161,8 @@ def begin_recovery(app: Application) -> None:
 def _warn_of_strangers(app: Celery) -> None:
     """Warn if another application uses the same Redis database: its visibility timeout would affect ours."""
     with app.connection_for_write() as connection:
-        names = [key.removeprefix(_BINDING) for key in connection.default_channel.client.scan_iter(_BINDING + b"*")]
+        found = connection.default_channel.client.scan_iter(_BINDING + b"*", count=_AT_ONCE)
+        names = [key.removeprefix(_BINDING) for key in islice(found, _MOST_NAMES)]
     strangers = sorted(name.decode(errors="replace") for name in names if name not in _OURS and b"pidbox" not in name)
     if strangers:
         log.warning(
@@ -157,7 +172,7 @@ def _warn_of_strangers(app: Celery) -> None:
         )
 
 
-def watch(app: Celery, settings: Settings, queue: Queue) -> Callable[[], None]:
+def watch(app: Application, settings: Settings, queue: Queue) -> Callable[[], None]:
     """Look for abandoned messages every few seconds, in a thread; returns the function that ends it."""
     ended = threading.Event()
 
@@ -232,7 +247,7 @@ def _see_to_killed(settings: Settings, operation: Operation, task_id: str, given
             Authorizations(settings.local_path).use_up(task_id)
             write_down(settings, operation, task_id, given, fault)
             app = make_app(settings)
-            if not _has_result(app.backend, task_id):  # its last state was progress
+            if not app.backend.has_end(task_id):  # its last state was progress
                 result = sign_result(app.task_keys.current(), task_id, Outcome.of_error(fault).result, success=False)
                 app.backend.store_result(task_id, OperationFailedError(result), states.FAILURE)
 
@@ -251,13 +266,14 @@ def main() -> int:
     return 0
 
 
-def _task_of(text: bytes | str) -> tuple[str, str]:
-    """The id of the task in a message, and its queue."""
+def _task_of(text: bytes | str) -> tuple[str, str, dict[str, Any]] | None:
+    """The id of the task in a message, its queue, and the message; None if it is none, or ours without a task."""
     try:
-        message, _, queue = json.loads(text)
-        return str(message["headers"]["id"]), str(queue)
-    except (ValueError, KeyError, TypeError):
-        return "", ""
+        message, _, queue = taken_message(text)
+    except ValueError:
+        return None
+    task_id = str(message["headers"].get("id") or "")
+    return (task_id, queue, message) if TASK_ID.fullmatch(task_id) or queue not in set(Queue) else None
 
 
 if __name__ == "__main__":

@@ -102,8 +102,7 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
     """The result of an earlier delivery, which was interrupted before it could acknowledge its message.
 
     A failure counts only for a redelivery: sending a task a second time means trying it again. Unsigned results do not
-    count, and a success only while the repository has the archive it names. What does not count is removed, since
-    Celery never replaces a success.
+    count (see `results`), and a success only while the repository has the archive it names.
     """
     meta = task.backend.get_task_meta(task.request.id, cache=False)
     success = meta["status"] == states.SUCCESS

@@ -357,6 +357,7 @@ def test_redis_wants_its_password(stack: Stack, redis: Service) -> None:
     with Redis(port=stack.port, password=password) as connection:
         found: Any = connection.config_get("*")
         assert (found["appendonly"], found["maxmemory-policy"]) == ("yes", "noeviction")
+        assert int(found["proto-max-bulk-len"]) == 64 << 20
     assert password not in Path(f"/proc/{redis.pid}/cmdline").read_text() + redis.text
 
 

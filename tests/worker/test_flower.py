@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
+from redis import Redis
 
 from demo.compare import table_contents, tree_contents
 from demo.redis import EmbeddedRedis
 from portal.ops.repository.access_log import AccessLog, Action
 from portal.ops.repository.repository import LOCK_NAME
 from tests.support.flower import PASSWORD, FlowerProcess
+from tests.support.impostor import Impostor
 from tests.support.portal import portal_with_broker
 from tests.support.workers import MOMENT, WorkerProcess, client_of, result_of, run_task, submit, wait_until
 from worker.health import check_queues
@@ -254,3 +257,44 @@ def test_forged_events_and_states_are_shown_escaped(service: tuple[EmbeddedRedis
     assert evil not in flower.ask("/task/forged")[1]
     assert "\\x1b[2J" in task["name"]
     assert all(value.isprintable() for value in task.values() if isinstance(value, str))
+
+
+def test_hostile_events_answers_and_results_stop_nothing(service: tuple[EmbeddedRedis, FlowerProcess]) -> None:
+    """Flower hears the events of genuine tasks afterwards, shows each page, and took no trouble to reconnect."""
+    redis, flower = service
+    with Redis(unix_socket_path=str(redis.socket)) as broker, Impostor(redis) as impostor:
+        for text in events_of_any_form():
+            broker.publish("/0.celeryev/worker.heartbeat", text)
+        broker.publish(b"/0.celeryev/\xff", b"{}")
+        for text in (b"\xff", b"7", b"[" * 100_000, b'{"status": "SUCCESS", "result": 1, "date_done": "x"}'):
+            broker.set("celery-task-meta-known", text)
+        for page in ("/", "/workers", "/worker/maintenance@nowhere", "/tasks", "/broker", "/metrics", "/api/workers"):
+            assert flower.ask(page)[0] in (200, 404)
+        flower.ask("/api/workers?refresh=true")
+        task_id = submit(redis, VERIFY_ARCHIVE, archive="none")
+        flower.wait_for(task_id, "FAILURE")
+        assert impostor.answered
+    assert flower.ask("/workers")[0] == flower.ask("/api/workers")[0] == 200
+    assert "Failed to capture events" not in flower.text()
+
+
+def events_of_any_form() -> list[bytes]:
+    """Broadcasts on the channel of events."""
+    sound: dict[str, Any] = {"type": "task-started", "uuid": "known", "hostname": "x@y", "timestamp": time.time()}
+    sound |= {"utcoffset": 0, "clock": 1, "pid": 1}
+    odd: list[Any] = [7, [], [7], [None], {}, {"type": 7}, {"type": "task-started"}, [sound | {"type": "worker-x"}]]
+    values: list[Any] = [None, 7, -1, 2**62, "x", [], {}, ["x"], float("inf")]
+    for name in sound:
+        odd += [[sound | {name: value}] for value in values]
+    odd += [[sound | {name: value}] for name in ("name", "runtime", "args", "parent_id") for value in values]
+    beat = sound | {"type": "worker-heartbeat"}
+    odd += [[beat | {name: value}] for name in ("freq", "active", "loadavg", "heartbeats") for value in values]
+    bodies = [json.dumps(one).encode() for one in odd] + [b"\xff", b"[" * 100_000, b'[{"clock": ' + b"9" * 4300 + b"}]"]
+    return [b"\xff", b"7", b"[" * 100_000, *(broadcast(body) for body in bodies)]
+
+
+def broadcast(body: bytes) -> bytes:
+    """A message as kombu publishes it."""
+    properties = {"delivery_tag": "one", "delivery_info": {"exchange": "celeryev"}, "body_encoding": "base64"}
+    whole = {"content-encoding": "utf-8", "content-type": "application/json", "headers": {"hostname": "x@y"}}
+    return json.dumps({**whole, "body": base64.b64encode(body).decode(), "properties": properties}).encode()

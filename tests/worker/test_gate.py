@@ -12,6 +12,7 @@ from redis import Redis
 
 from portal.ops.repository.rejected import NAME, rejected_counts
 from portal.ops.runtime.progress import utc_now
+from tests.support.workers import wait_until
 from worker import gate as module
 from worker.errors import RejectedError, Rejection
 from worker.gate import Gate, show_arguments
@@ -93,7 +94,8 @@ def test_a_task_passes_with_our_values_where_nothing_is_signed(entrance: Entranc
     passed = entrance.admit(message)
     assert passed is not None
     assert passed["body"] == message["body"]
-    assert passed["headers"] == message["headers"] | {"argsrepr": "", "kwargsrepr": "archive=latest"}
+    added = {"root_id": "one", "parent_id": None, "expires": None}
+    assert passed["headers"] == message["headers"] | {"argsrepr": "", "kwargsrepr": "archive=latest"} | added
     assert passed["properties"] == message["properties"] | {
         "priority": 0,
         "correlation_id": "one",
@@ -180,12 +182,42 @@ def test_a_task_is_taken_from_its_own_queue_alone(entrance: Entrance, queue: Que
     assert entrance.admit(entrance.message(PING, actor="ann"), queue) is not None
 
 
-def test_an_answer_of_the_remote_control_passes_as_it_is(entrance: Entrance) -> None:
-    """No task comes from its queue; only what cannot be read is rejected."""
-    answer = b'{"headers": {}, "properties": {}, "body": "anything"}'
-    assert entrance.gate.admit(answer, "0.reply.celery.pidbox", None) is answer
+def test_an_answer_of_the_remote_control_passes(entrance: Entrance) -> None:
+    """No task comes from its queue, and nothing of another form."""
+    answer = entrance.message()
+    answer["body"] = base64.b64encode(b'{"backup@host": {"ok": "pong"}}').decode()
+    answer["headers"] = {"ticket": "one", "clock": 7}
+    found = entrance.admit(answer, "0.reply.celery.pidbox")
+    assert found is not None
+    assert (found["body"], found["headers"]) == (answer["body"], {"ticket": "one"})
     assert entrance.gate.admit(b"\xff", "0.reply.celery.pidbox", None) is None
-    assert entrance.counts() == {"malformed": 1}
+    assert entrance.admit(entrance.message(), "0.reply.celery.pidbox") is None
+    assert entrance.counts() == {"malformed": 2}
+
+
+UNKNOWN_FIELDS = {
+    "a number that is none": {"more": {"__type__": "decimal", "__value__": "x"}},
+    "a compressed body": {"compression": "zlib"},
+    "a moment to expire": {"expires": "2020-01-01T00:00:00+00:00"},
+    "a redelivery": {"redelivered": True},
+    "another language": {"lang": "c"},
+    "a parent that is no id": {"parent_id": ["x"], "root_id": {"x": 1}},
+}
+
+
+@pytest.mark.parametrize("headers", UNKNOWN_FIELDS.values(), ids=UNKNOWN_FIELDS)
+def test_a_header_that_no_task_needs_does_not_pass(entrance: Entrance, headers: dict[str, Any]) -> None:
+    """The task itself does, if the message can be read: somebody may have added it on the way."""
+    expected = entrance.admit(entrance.message())
+    message = entrance.message()
+    message["headers"] |= headers
+    passed = entrance.admit(message)
+    assert expected is not None
+    if "more" in headers:
+        assert passed is None
+    else:
+        assert passed is not None
+        assert passed["headers"] | {"kekkai": 0} == expected["headers"] | {"kekkai": 0}
 
 
 @pytest.mark.parametrize(
@@ -293,6 +325,26 @@ class TestRejections:
         assert [int(one[:3]) for one in kept] == list(range(102, 2, -1))
         assert {len(one) for one in kept} == {65_536}
         assert rejected_counts(tmp_path) == {"altered": 103}
+
+    def test_of_very_many_at_once_most_are_only_counted(
+        self, tmp_path: Path, redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """All of them are, soon; a later one is logged and kept again."""
+        now = [7.0]
+        rejections = Rejections(tmp_path, clock=lambda: now[0])
+
+        def note(client: Redis) -> bool:
+            told = {"queue": "backup", "task": "backup.full", "task_id": "one"}
+            return rejections.note(Rejection.ALTERED, b"x", client=client, **told)
+
+        with Redis(unix_socket_path=str(redis.socket)) as client:
+            assert [note(client) for _ in range(1000)].count(True) == 200
+            wait_until(lambda: rejected_counts(tmp_path) == {"altered": 1000})
+            now[0] = 8.0
+            assert note(client)
+        assert rejected_counts(tmp_path) == {"altered": 1001}
+        assert caplog.text.count("event='message_rejected'") == 201
+        assert "event='messages_rejected' altered=" in caplog.text
 
     def test_one_that_cannot_be_counted_is_kept_all_the_same(
         self, tmp_path: Path, redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture

@@ -21,6 +21,7 @@ from redis import Redis
 
 from portal.ops.errors import BusyError, RepositoryError
 from portal.ops.repository.access_log import AccessEntry, AccessLog, Outcome
+from portal.ops.repository.rejected import rejected_counts
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.settings.load import load_settings
 from tests.support.services import sent_tasks
@@ -29,6 +30,7 @@ from worker import recovery as module
 from worker.application import make_app
 from worker.authorization import Authorizations
 from worker.client import Client
+from worker.errors import OperationFailedError
 from worker.operations import BACKUP_FULL, PING, RESTORE_ARCHIVE, VERIFY_ARCHIVE, Queue
 from worker.recovery import (
     _finish_restores,
@@ -42,6 +44,7 @@ from worker.recovery import (
     tidy,
     watch,
 )
+from worker.signing import sign_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,30 +124,49 @@ class TestMessages:
         [(None, False), ("PROGRESS", False), ("STARTED", False), ("SUCCESS", True), ("FAILURE", True)],
     )
     def test_later_what_was_killed_or_has_ended_is(self, site: Site, state: str | None, is_returned: bool) -> None:
-        """A message that was only reserved is some process's, unless there is a result already."""
+        """A message that was only reserved is some process's, unless there is a signed result already."""
         for task_id in ("reserved", "killed", "working"):
             site.take(task_id)
-            if state:
-                site.connection.set(f"celery-task-meta-{task_id}", json.dumps({"status": state, "result": None}))
+            if state in ("PROGRESS", "STARTED"):
+                site.app.backend.store_result(task_id, {}, state)
+            elif state:
+                success = state == "SUCCESS"
+                result = sign_result(site.app.task_keys.current(), task_id, {"success": success}, success=success)
+                site.app.backend.store_result(task_id, result if success else OperationFailedError(result), state)
         site.begin("killed")
         with site.begin("working").open("r+") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             assert site.requeue(at_start=False) == {"killed", *(["reserved"] if is_returned else [])}
 
-    def test_a_message_that_makes_no_sense_is_passed_over(self, site: Site) -> None:
+    def test_a_message_that_makes_no_sense_is_dropped(self, site: Site) -> None:
         """Others are looked at all the same."""
         texts = ["", "7", "[]", "[1, 2]", '[{"headers": {}}, "", "maintenance"]', '[{}, "", "maintenance"]']
-        for number, text in enumerate([*texts, '[{"headers": {"id": ""}}, "", "maintenance"]', "[null, 1, 2]"]):
+        texts += ["[null, 1, 2]", "[" * 100_000, '[{"headers": {"id": "x"}, "properties": {}}, "", "maintenance"]']
+        for number, text in enumerate(texts):
             site.connection.hset("unacked", f"odd{number}", text)
+            site.connection.zadd("unacked_index", {f"odd{number}": 0})
         site.take("reserved")
         assert site.requeue(at_start=True) == {"reserved"}
-        assert site.connection.hlen("unacked") == 8
+        assert site.connection.hlen("unacked") == 0
+        assert site.connection.zcard("unacked_index") == 0
+        assert rejected_counts(site.repository) == {"malformed": len(texts)}
+
+    def test_what_is_of_another_queue_is_left_alone(self, site: Site) -> None:
+        """Another application may use the same database."""
+        site.take("stranger")
+        message, *_ = json.loads(site.connection.hget("unacked", "stranger") or b"")
+        del message["headers"]["id"]
+        site.connection.hset("unacked", "stranger", json.dumps([message, "", "celery"]))
+        assert site.requeue(at_start=True) == set()
+        assert site.connection.hkeys("unacked") == [b"stranger"]
 
     def test_a_message_is_known_by_its_id_and_its_queue(self) -> None:
         """Both are text, whatever they were."""
-        assert _task_of('[{"headers": {"id": 7}}, "", 8]') == ("7", "8")
-        assert _task_of(b'[{"headers": {"id": "one"}}, "exchange", "backup"]') == ("one", "backup")
-        assert _task_of("{}") == ("", "")
+        rest = '"properties": {"delivery_info": {}}}'
+        assert (_task_of(f'[{{"headers": {{"id": 7}}, {rest}, "", "8"]') or ())[:2] == ("7", "8")
+        text = f'[{{"headers": {{"id": "one"}}, {rest}, "exchange", "backup"]'.encode()
+        assert (_task_of(text) or ())[:2] == ("one", "backup")
+        assert _task_of("{}") is None
 
 
 class Looks:
@@ -434,16 +456,21 @@ class TestKilledTasks:
         assert Authorizations(site.repository).withdraw("one")
 
     def test_a_result_that_is_there_stays(self, site: Site) -> None:
-        """Celery has stored one; only what it says of progress is replaced."""
+        """Only what nobody signed is replaced: a report of progress, Celery's own end, and what others wrote."""
         site.begin("one")
-        site.app.backend.store_result("one", TimeLimitExceeded(7), states.FAILURE)
+        result = sign_result(site.app.task_keys.current(), "one", {"success": False, "error": "no"}, success=False)
+        site.app.backend.store_result("one", OperationFailedError(result), states.FAILURE)
         _see_to_killed(site.settings, BACKUP_FULL, "one", {})
-        assert not site.client.look("one").is_signed
+        assert site.client.look("one").result["error"] == "no"
         assert len(site.logged()) == 1
         site.begin("two")
         site.app.backend.store_result("two", {"phase": "media", "done": 1, "total": 2}, "PROGRESS")
         _see_to_killed(site.settings, BACKUP_FULL, "two", {})
         assert site.client.look("two").is_signed
+        site.begin("three")
+        site.app.backend.store_result("three", TimeLimitExceeded(7), states.FAILURE)
+        _see_to_killed(site.settings, BACKUP_FULL, "three", {})
+        assert site.client.look("three").is_signed
 
     @pytest.mark.parametrize("error", [None, BusyError("locked", hint=""), OSError("no disk"), AwayError("away")])
     def test_the_process_sees_to_the_task_and_tidies(

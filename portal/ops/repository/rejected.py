@@ -35,11 +35,13 @@ def rejected_counts(repository: Path) -> dict[str, int]:
         return {}
 
 
-def count_rejected(repository: Path, reason: str) -> None:
-    """Count one more rejected message.
+def count_rejected(repository: Path, reason: str, number: int = 1) -> None:
+    """Count more rejected messages.
 
     Arguments:
         repository: the repository's directory.
+        reason: why they were rejected.
+        number: how many they are.
 
     Raises:
         OSError: the file cannot be written, or stayed locked.
@@ -50,7 +52,7 @@ def count_rejected(repository: Path, reason: str) -> None:
         _lock(file, fcntl.LOCK_EX)
         give_to_owner(file.fileno(), path.parent)
         counts = _parse(file.read(_MOST_BYTES))
-        counts[reason] = counts.get(reason, 0) + 1
+        counts[reason] = counts.get(reason, 0) + number
         file.seek(0)
         file.truncate()
         file.write(json.dumps(counts).encode() + b"\n")
