@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -309,7 +310,8 @@ class TestChecksum:
     def test_whoever_leaves_does_not_wait(self) -> None:
         """Not even for the end of what has none."""
         with Checksum({Path("/dev/zero"): "0" * 64}):
-            pass
+            assert "checksum" in {thread.name for thread in threading.enumerate()}
+        assert "checksum" not in {thread.name for thread in threading.enumerate()}
 
     def test_one_that_is_not_there(self, tmp_path: Path) -> None:
         """That is an error of the repository."""
