@@ -26,6 +26,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
+from portal.ops.settings.file_columns import FileColumns
 from tests.support.events import Events
 
 if TYPE_CHECKING:
@@ -285,6 +286,9 @@ class TestKey:
 
     def test_nothing_is_asked_for(self, tmp_path: Path) -> None:
         """Without a database and a command there is nothing to check."""
+        assert PortalCheckConfig() == PortalCheckConfig(
+            command=(), timeout_seconds=600.0, file_columns=FileColumns(), credential_key=None
+        )
         made = self.checks(tmp_path, credential_key=Secret("key"))
         assert (made.checks, made.problems, made.warnings, made.command) == ([], [], [], None)
 

@@ -70,7 +70,7 @@ def test_a_good_archive(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.checksum in sidecar_of(place / f"{BACKUP_ID}.tar.gz").read_text()
     assert [step.phase for step in steps] == ["media", "compare", "check the portal", "clean up", "recover to moments"]
     assert [event for _, event, _ in events.all] == ["drill_finished"]
-    assert events.all[0][2]["backup_id"] == BACKUP_ID
+    assert events.all[0][2] == {"backup_id": BACKUP_ID, "seconds": round(report.seconds, 3)}
     (kept,) = DrillReports(Repository(place)).all()
     assert kept.drill_id == report.drill_id
 

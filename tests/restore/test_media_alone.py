@@ -77,6 +77,9 @@ class TestRequests:
         assert restored(place).restore_id.startswith("restore_20260102_120000_")
         one, other = restored(place), restored(place)
         assert one.restore_id != other.restore_id
+        entry = list(AccessLog(Repository(place / "archives")).entries())[-1]
+        assert (entry.details["scope"], entry.details["restore_id"]) == ("media", other.restore_id)
+        assert (entry.action, entry.subject, entry.outcome) == ("restore", BACKUP_ID, "done")
 
     def test_it_has_the_result_of_the_first_time(self, place: Path) -> None:
         """And does nothing again."""

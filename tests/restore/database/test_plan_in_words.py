@@ -126,12 +126,12 @@ class TestRows:
     def test_partitions_count_together(self) -> None:
         """Rows in another partition are a warning; rows that are missing are an error of the whole table."""
         roots = {"e_0": "e", "e_1": "e", "f_0": "f", "f_1": "f"}
-        then = {"e_0": 3, "e_1": 4, "f_0": 1}
-        found = check_rows({"e_0": 2, "e_1": 5, "f_0": 1, "f_1": 0}, then, roots)
+        then = {"e_0": 3000, "e_1": 4000, "f_0": 1}
+        found = check_rows({"e_0": 2000, "e_1": 5000, "f_0": 1, "f_1": 0}, then, roots)
         assert (found.wrong, found.moved) == ((), ("e",))
         assert found.warnings() == ["rows of e are in other partitions than they were; none is missing"]
-        found = check_rows({"e_0": 2, "e_1": 4, "f_1": 1}, then, roots)
-        assert (found.wrong, found.moved) == (("e has 6 rows, not 7",), ("f",))
+        found = check_rows({"e_0": 2000, "e_1": 4000, "f_1": 1}, then, roots)
+        assert (found.wrong, found.moved) == (("e has 6000 rows, not 7000",), ("f",))
 
     @pytest.mark.parametrize(("count", "more"), [(1, ""), (5, ""), (6, "; and 1 more"), (9, "; and 4 more")])
     def test_an_error_names_the_first_ones(self, count: int, more: str) -> None:

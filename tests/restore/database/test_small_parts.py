@@ -88,12 +88,13 @@ class TestRoom:
     def test_by_the_dump_or_the_live_one(self, small: Bench) -> None:
         """Of an older release's archive the source is not known."""
         assert self.needed(small, 1000 * MB) == 1308 * MB
+        execute(small.target, "CREATE TABLE large AS SELECT n FROM generate_series(1, 100000) AS n")
         with maintenance(small.target) as connection:
             row = connection.execute("SELECT pg_database_size(%s)", [small.target.name]).fetchone()
         assert row is not None
         grown = replace(small.target, name=f"{small.target.name}_absent")
         assert self.needed(small, 0, target=grown, create_database=True) == 8 * MB
-        assert self.needed(small, 0) == max(8 * MB, row[0])
+        assert self.needed(small, 0) == row[0] > 8 * MB
 
     def test_to_the_byte(self, small: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         """A disk with just enough room is enough; one that cannot be seen is no obstacle."""
