@@ -115,6 +115,16 @@ def test_more_warnings_than_a_manifest_holds_are_counted(uploads: Uploads, monke
     assert all(0 <= facts["seconds"] == round(facts["seconds"], 3) for facts in phases.values())
 
 
+def test_a_manifest_that_has_more_than_its_room_is_written_if_it_can_be(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is left for one that does not shrink; without any warnings to leave out, nobody waits for ever."""
+    monkeypatch.setattr("portal.ops.backup.collect.room_for", lambda _: 0)
+    result = uploads.base()
+    assert manifest_of(result).details["media"]["files"] == 3
+    assert uploads.job().verify(result.backup_id).intact
+
+
 def test_a_base_is_remembered_where_others_follow(uploads: Uploads) -> None:
     """Where full backups follow archives, from the first one on; otherwise where incrementals were made."""
     uploads.base()

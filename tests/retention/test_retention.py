@@ -153,7 +153,7 @@ class TestPolicies:
         }
         with pytest.raises(ConfigurationError) as caught:
             load_settings(environ, str)
-        assert [line.strip() for line in caught.value.message.splitlines()[1:]] == [
+        assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
             "BACKUP_KEEP_WEEKLY: '1000001' is not a whole number from 0 to 1000000",
             *(
                 f"BACKUP_RETENTION_RULES: the rule for {kind} keeps nothing: every number in it is 0; "

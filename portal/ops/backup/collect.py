@@ -253,7 +253,7 @@ class Collection:
         )
         for warning in self._warnings:
             log.warning("source_unsteady", detail=warning)
-        while not writer.manifest_fits(manifest.encode()):
+        while manifest.warnings and not writer.manifest_fits(manifest.encode()):
             manifest = replace(manifest, warnings=manifest.warnings[: len(manifest.warnings) // 2])
         return manifest
 
