@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.model import timestamp
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Heartbeat:
         text = json.dumps(
             {"pid": os.getpid(), "host": socket.gethostname(), "moment": timestamp(moment), **facts}, indent=2
         )
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        temporary = self.path.with_name(temporary_name(self.path.name))
         try:
             temporary.write_text(text + "\n", "ascii")
             temporary.rename(self.path)

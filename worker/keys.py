@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import RepositoryError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.repository.durable import make_directories, make_hidden, sync_directory, write_durably
 from portal.ops.repository.locks import locked_file
 from portal.ops.repository.repository import Repository
@@ -155,7 +156,7 @@ class TaskKeys:
         """Write the first key; if two processes do that at once, one key stays."""
         make_directories(self._repository)
         make_hidden(self._path.parent)
-        mine = self._path.with_name(f"{NAME}.{os.getpid()}.{secrets.token_hex(4)}")
+        mine = self._path.with_name(temporary_name(NAME))
         write_durably(mine, _encode([_new_key()]))
         try:
             os.link(mine, self._path)

@@ -16,11 +16,12 @@ from portal.ops.archive.open import open_archive, peek_manifest
 from portal.ops.backup.job import BackupConfig, BackupJob
 from portal.ops.errors import RepositoryError
 from portal.ops.model import BackupType, Component, VerifyLevel
-from portal.ops.repository import bulk_stat
+from portal.ops.repository import bulk_stat, catalogue
 from portal.ops.repository.catalogue import Catalogue, _read_at, kin_of
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
+from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.repository.verifications import Verifications
 from tests.support.ages import age
 from tests.support.archives import NAME, Recipe, compressor_pool, write_archive
@@ -107,6 +108,21 @@ class TestEntries:
         (tmp_path / f"{names[1]}.tar.gz").replace(tmp_path / f"{names[0]}.tar.gz")
         put_sidecar(tmp_path / f"{names[0]}.tar.gz")
         assert one(tmp_path, names[0]).fault == "its manifest is another archive's"
+
+    def test_what_is_removed_while_it_is_read_is_not_listed(
+        self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A prune beside a look is no archive without a sidecar, and no missed target."""
+
+        def late(path: Path) -> Any:
+            if names[0] in path.name:
+                path.unlink()
+                sidecar_of(path).unlink()
+            return sidecar(path)
+
+        sidecar = catalogue._sidecar
+        monkeypatch.setattr(catalogue, "_sidecar", late)
+        assert {one.name: one.fault for one in entries(tmp_path)} == dict.fromkeys(names[1:], "")
 
     def test_strange_names(self, tmp_path: Path) -> None:
         """Any file that ends like an archive is listed, also one whose name is no text."""

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.units import system_reason
 from tools.terminal.output import print_result, say
 
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _write(path: str, data: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = os.path.join(os.path.dirname(path), temporary_name(os.path.basename(path)))
     try:
         with open(temporary, "xb") as file:
             os.fchmod(file.fileno(), 0o600)

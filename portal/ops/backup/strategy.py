@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from portal.ops.backup.increment import CACHE, BaseNeededError, parent_locked, plan_increment, remember
 from portal.ops.chains.lineage import is_incremental
-from portal.ops.errors import OpsError
+from portal.ops.errors import ArchiveAbsentError, OpsError
 from portal.ops.model import BackupType, Component
-from portal.ops.pitr.base_chain import find_parent
+from portal.ops.pitr.base_chain import FullBaseNeededError, find_parent
 from portal.ops.repository.locks import archive_lock
 from portal.ops.runtime.logs import engine_log
 from portal.ops.settings.slots import last_slot
@@ -182,13 +182,16 @@ def plan_incremental_cluster(repository: Repository, lock_timeout: float) -> Inc
     """Find the base backup that an incremental one follows, and keep its chain from being pruned.
 
     Raises:
-        FullBaseNeededError: there is no base backup to follow.
-        OpsError: the repository cannot be read, or an archive is being removed.
+        FullBaseNeededError: there is no base backup to follow, or it was removed meanwhile.
+        OpsError: the repository cannot be read, or an archive stayed locked.
     """
     parent = find_parent(repository)
     with ExitStack() as held:
         for ancestor in parent.line:
-            held.enter_context(archive_lock(ancestor.path, lock_timeout))
+            try:
+                held.enter_context(archive_lock(ancestor.path, lock_timeout))
+            except ArchiveAbsentError as error:
+                raise FullBaseNeededError(error.message) from error
         return IncrementalCluster(base_parent=parent, held=held.pop_all())
 
 

@@ -11,6 +11,7 @@ from portal.ops.archive.reader import is_indexed
 from portal.ops.archive.sparse import is_hole
 from portal.ops.chains.reader import open_tree
 from portal.ops.errors import ArchiveAbsentError, ConfigurationError, NotIntactError, UnsupportedError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.model import BackupType, Component
 from portal.ops.units import system_reason
 
@@ -65,7 +66,7 @@ def write_file(content: Iterator[memoryview], member: Member, target: str) -> No
         NotIntactError: the content is damaged; nothing was written.
         ConfigurationError: the file cannot be written.
     """
-    temporary = f"{target}.{os.getpid()}.tmp"
+    temporary = os.path.join(os.path.dirname(target), temporary_name(os.path.basename(target)))
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

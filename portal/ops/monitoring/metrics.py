@@ -6,7 +6,6 @@ unless that takes long.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from portal.ops.errors import ConfigurationError, OpsError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.monitoring.facts import read_status
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
@@ -336,7 +336,7 @@ def write_metrics(status: Status, path: Path) -> None:
         RepositoryError: it cannot be written.
     """
     data = generate_latest(registry_of(lambda: status))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the collector reads names that end in .prom
+    temporary = path.with_name(temporary_name(path.name))  # the collector reads names that end in .prom
     try:
         temporary.write_bytes(data)
         temporary.chmod(_FILE_MODE)

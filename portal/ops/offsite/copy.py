@@ -11,7 +11,7 @@ the others are, except those that need it (ADR 206).
 from __future__ import annotations
 
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -295,14 +295,19 @@ class CopyJob:
             sizes = [*(entry.size for entry in done.missing), *(2 * commit.archive_size for commit in afar)]
             sender = self._sender(backend, ledger, recipients, sum(sizes), key, trust)
             for entry in list(done.missing):
-                if self._is_gone(entry):
-                    done.missing.remove(entry)
-                    continue
-                with done.attempt(entry.name), self._sent(sender, entry.name, destination) as take:
-                    if entry.parent not in there:
-                        done.refuse_orphan(entry)
-                    done.copied.append(take(self._copy(sender, entry, again=again)))
-                    done.missing.remove(entry)
+                with ExitStack() as held:
+                    fault = self._hold(entry, held)
+                    if isinstance(fault, ArchiveAbsentError):
+                        self._repository.refuse_absent()
+                        done.missing.remove(entry)
+                        continue
+                    with done.attempt(entry.name), self._sent(sender, entry.name, destination) as take:
+                        if fault:
+                            raise fault
+                        if entry.parent not in there:
+                            done.refuse_orphan(entry)
+                        done.copied.append(take(self._copy(sender, entry, again=again)))
+                        done.missing.remove(entry)
             for commit in afar:
                 with done.attempt(commit.backup_id), self._sent(sender, commit.backup_id, destination) as take:
                     done.copied.append(take(self._copy_anew(sender, commit)))
@@ -330,25 +335,28 @@ class CopyJob:
             advance=meter.advance,
         )
 
-    def _is_gone(self, entry: Entry) -> bool:
-        """True if an archive was removed while others were copied, such as by a prune.
+    def _hold(self, entry: Entry, held: ExitStack) -> OpsError | None:
+        """Keep an archive from being pruned; return why that failed.
 
-        Raises:
-            RepositoryAbsentError: the whole repository is gone.
+        Arguments:
+            held: what keeps it.
+
+        Returns:
+            An `ArchiveAbsentError` if it was removed while others were copied, such as by a prune.
         """
-        if (self._repository.path / f"{entry.name}{SUFFIX}").exists():
-            return False
-        self._repository.refuse_absent()
-        return True
+        try:
+            path = self._repository.path / f"{entry.name}{SUFFIX}"
+            held.enter_context(archive_lock(path, self._config.lock_timeout))
+        except OpsError as error:
+            return error
+        return None
 
     def _copy(self, sender: Sender, entry: Entry, *, again: bool) -> Commit:
-        """Copy one archive."""
-        archive = self._repository.find(f"{entry.name}")
-        with archive_lock(archive.path, self._config.lock_timeout):
-            try:
-                return sender.send(archive, entry, again=again)
-            except AlreadyCopiedError as there:
-                return there.commit
+        """Copy one archive, which the caller keeps locked."""
+        try:
+            return sender.send(self._repository.find(entry.name), entry, again=again)
+        except AlreadyCopiedError as there:
+            return there.commit
 
     def _copy_anew(self, sender: Sender, commit: Commit) -> Commit:
         """Copy an archive of which only a copy is left, for the present recipients."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,13 @@ from portal.ops.errors import (
     StorageError,
 )
 from portal.ops.model import FORMAT_VERSION, SUFFIX, BackupId
-from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies
+from portal.ops.offsite.listing import LATEST, PREFIX, Listing, list_copies, unless_removed
 from portal.ops.offsite.place import check_space, unwritable
 from portal.ops.offsite.reading import find_file
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
@@ -125,6 +126,7 @@ class FetchJob:
             name: its id or the start of one, or ``latest``; the prefix ``offsite:`` is allowed.
 
         Raises:
+            ArchiveAbsentError: the copy was removed while it was fetched.
             ConfigurationError: no destination has a copy.
             IdentityError: it is encrypted, and no identity fits.
             NotIntactError: the copy is damaged, in every destination that has one.
@@ -137,7 +139,7 @@ class FetchJob:
                 _, listing, commit = hit
                 try:
                     fetched = self._fetch_line(*hit)
-                except (NotIntactError, StorageError) as error:
+                except (ArchiveAbsentError, NotIntactError, StorageError) as error:
                     failed[listing.shown] = error
                     name = commit.backup_id  # another destination's ``latest`` may be an older one
                     log.warning("offsite_destination_passed_over", destination=listing.shown, error=error.message)
@@ -146,8 +148,12 @@ class FetchJob:
             return replace(fetched, warnings=warnings, duration_seconds=time.monotonic() - started)
 
     def _fetch_line(self, backend: Backend, listing: Listing, commit: Commit) -> Fetched:
-        """Fetch an archive with everything that it needs from one destination."""
-        line = listing.line_of(commit)
+        """Fetch an archive with everything that it needs from one destination.
+
+        What is here is kept from being pruned until all of it is: old archives that nothing needs yet are not safe.
+        """
+        with unless_removed(backend, commit):
+            line = listing.line_of(commit)
         identities = self._identities(line)
         self.repository.prepare_for_restore()
         missing = [one for one in line if not self._is_here(one)]
@@ -156,8 +162,9 @@ class FetchJob:
         meter.phase = "fetch"
         total = sum(one.archive_size for one in missing)
         meter.expect = lambda: total
-        for one in missing:
-            self._fetch(backend, one, identities, meter.advance)
+        with ExitStack() as held:
+            for one in line:
+                self._hold(backend, one, identities, meter.advance, held)
         return Fetched(
             backup_id=commit.backup_id,
             path=self._path(commit),
@@ -234,10 +241,14 @@ class FetchJob:
             OpsError: as `run`.
         """
         with self.found(name) as (backend, listing, commit):
-            line = listing.line_of(commit)
-            with self._witness.watching(
-                Action.OFFSITE_READ, commit.backup_id, destination=backend.shown, files=1
-            ) as seen:
+            with unless_removed(backend, commit):
+                line = listing.line_of(commit)
+            with (
+                self._witness.watching(
+                    Action.OFFSITE_READ, commit.backup_id, destination=backend.shown, files=1
+                ) as seen,
+                unless_removed(backend, commit),
+            ):
                 found = find_file(backend, line, self._identities(line), path)
                 if found is None:
                     raise ArchiveAbsentError(
@@ -258,11 +269,34 @@ class FetchJob:
             )
         return identities
 
+    def _hold(
+        self,
+        backend: Backend,
+        commit: Commit,
+        identities: Sequence[Identity],
+        advance: Advance,
+        held: ExitStack,
+    ) -> None:
+        """Fetch one archive if it is not here, and keep it from being pruned.
+
+        Arguments:
+            held: what keeps it.
+        """
+        while True:
+            if not self._is_here(commit):
+                self._fetch(backend, commit, identities, advance)
+            with suppress(ArchiveAbsentError):  # removed before it was locked
+                held.enter_context(archive_lock(self._path(commit), self._config.lock_timeout))
+                return
+
     def _fetch(self, backend: Backend, commit: Commit, identities: Sequence[Identity], advance: Advance) -> None:
         """Fetch one archive, and write a line to the access log."""
         identifier = BackupId.parse(commit.backup_id)
         assert identifier is not None
-        with self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown):
+        with (
+            self._witness.watching(Action.OFFSITE_FETCH, commit.backup_id, destination=backend.shown),
+            unless_removed(backend, commit),
+        ):
             started = time.monotonic()
             with self.repository.shared(), self.repository.pending(identifier) as pending:
                 if pending is None:

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -25,13 +25,14 @@ from portal.ops.errors import BusyError, RepositoryError
 from portal.ops.offsite.layout import Stem, parse_stem
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import disk_full
-from portal.ops.repository.locks import try_lock
+from portal.ops.repository.locks import locked_file, try_lock
 from portal.ops.repository.records import DamagedRecordError, RecordStore
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from portal.ops.offsite.commit import Commit
@@ -48,6 +49,8 @@ _PENDING: Final = "pending"
 _PROOF: Final = "proof"
 _TURNS: Final = "turns"
 _WAL: Final = "wal"
+_LOCK: Final = ".lock"
+_LOCK_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.1
 
 
@@ -139,7 +142,7 @@ class Ledger:
 
     @contextmanager
     def locked(self, timeout: float) -> Iterator[None]:
-        """Keep other processes from copying to this destination.
+        """Keep other processes from copying to this destination, and from removing copies there.
 
         Raises:
             BusyError: another process does, and did not end in time.
@@ -151,13 +154,36 @@ class Ledger:
             while not try_lock(descriptor, fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
                     raise BusyError(
-                        f"another process copies to {self._destination.shown}",
-                        hint="It copies whatever is missing; wait for it to end.",
+                        f"another process copies to {self._destination.shown}, or removes copies there",
+                        hint="A copy takes whatever is missing; wait for it to end.",
                     )
                 time.sleep(_POLL_SECONDS)
             yield
         finally:
             os.close(descriptor)
+
+    def locked_if_kept(self, timeout: float) -> AbstractContextManager[None]:
+        """Like `locked`; without effect on a machine that has no record of copies, or may not write it.
+
+        Raises:
+            BusyError: as `locked`.
+        """
+        return self.locked(timeout) if self.directory.exists() and self.can_be_kept else nullcontext()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep other processes from recording proofs and turns, while what is recorded is read and replaced."""
+        if not self.can_be_kept:
+            yield
+            return
+        with ExitStack() as held:
+            try:
+                self.prepare()
+                lock = locked_file(self.directory / _LOCK, fcntl.LOCK_EX, _LOCK_SECONDS, what=str(self.directory))
+                held.enter_context(lock)
+            except (BusyError, RepositoryError) as error:  # a result is worth more than the order of results
+                log.warning("proof_unlocked", error=error.message)
+            yield
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -238,6 +264,8 @@ class Ledger:
     def note_proof(self, kind: str, facts: dict[str, Any]) -> None:
         """Record a result, keeping those of the other kind; if writing fails, it is only logged.
 
+        The caller must hold `recording`.
+
         Arguments:
             kind: ``verified`` or ``drilled``.
         """
@@ -284,7 +312,7 @@ class Ledger:
             return {}
 
     def note_turns(self, turns: Mapping[str, datetime]) -> None:
-        """Record when copies were verified; if writing fails, it is only logged."""
+        """Record when copies were verified; if writing fails, it is only logged. The caller must hold `recording`."""
         if not self.can_be_kept:
             return
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import (
+    ArchiveAbsentError,
     ConfigurationError,
     NotIntactError,
     ObjectAbsentError,
@@ -19,7 +21,7 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.storage.backend import read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.signing import Trust
@@ -253,6 +255,38 @@ def read_commit(backend: Backend, stem: Stem) -> Commit | None:
         return _read(backend, stem)
     except (NotIntactError, ObjectAbsentError):
         return None
+
+
+@contextmanager
+def unless_removed(backend: Backend, commit: Commit) -> Iterator[None]:
+    """Tell damage of a copy from its removal while it is read, such as by a prune, which removes the commit first.
+
+    Raises:
+        ArchiveAbsentError: something of it is missing, and its commit too.
+    """
+    try:
+        yield
+    except (NotIntactError, ObjectAbsentError) as error:
+        if is_removed(backend, commit):
+            raise ArchiveAbsentError(
+                f"the copy {commit.stem} in {backend.shown} has just been removed",
+                hint="'offsite list' shows the others.",
+            ) from error
+        raise
+
+
+def is_removed(backend: Backend, commit: Commit) -> bool:
+    """True if the commit of a copy is no longer there.
+
+    Raises:
+        StorageError: the store failed.
+    """
+    try:
+        for _ in backend.read(commit.stem.commit, 0, 1):
+            return False
+    except ObjectAbsentError:
+        return True
+    return False
 
 
 def _read(backend: Backend, stem: Stem) -> Commit:

@@ -88,4 +88,6 @@ def note_drill(settings: Settings, copy: Fetched, *, success: bool | None, clock
     }
     for destination in settings.offsite.destinations():
         if destination.shown == copy.destination:
-            Ledger(Repository(settings.local_path), destination).note_proof("drilled", facts)
+            ledger = Ledger(Repository(settings.local_path), destination)
+            with ledger.recording():
+                ledger.note_proof("drilled", facts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,7 @@ from portal.ops.model import FORMAT_VERSION
 from portal.ops.offsite.absent import entry_of
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import Ledger
-from portal.ops.offsite.listing import Listing, list_copies
+from portal.ops.offsite.listing import Listing, commit_stems, list_copies, read_commit
 from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.signing import Trust
 from portal.ops.offsite.wal import plan_wal, remove_wal
@@ -165,8 +166,12 @@ class OffsitePruneJob:
         )
 
     def _prune(self, destination: Destination, builder: _ResultBuilder) -> None:
-        backend = self._config.open(destination)
-        try:
+        """Prune one destination, while nothing is copied there: a new copy would need what is removed."""
+        ledger = Ledger(self._repository, destination)
+        with ExitStack() as held:
+            if not builder.dry_run:
+                held.enter_context(ledger.locked_if_kept(self._config.lock_timeout))
+            backend = held.enter_context(closing(self._config.open(destination)))
             listing = list_copies(backend, trust=Trust.of(self._config, destination))
             decided = plan([entry_of(commit) for commit in listing.newest().values()], self._policy, self._clock())
             builder.warnings += decided.warnings
@@ -193,6 +198,7 @@ class OffsitePruneJob:
                 ) as seen:
                     before = len(builder.removed)
                     try:
+                        gone = self._without_needed(backend, listing, gone, builder)
                         self._remove(backend, destination, gone, builder)
                         self._sweep(backend, remains, builder)
                         removed = {stem for place, stem in builder.removed[before:] if place == destination.shown}
@@ -201,8 +207,6 @@ class OffsitePruneJob:
                         seen.details["wal_removed"] = self._remove_wal(backend, destination, planned, builder)
                     finally:
                         seen.details["removed"] = [stem for _, stem in builder.removed[before:]]
-        finally:
-            backend.close()
 
     def _plan_wal(self, backend: Backend, listing: Listing, gone: list[Commit]) -> WalPlan:
         doomed = {one.stem for one in gone}
@@ -230,6 +234,25 @@ class OffsitePruneJob:
         ruled_out = [commit for one in decided.removals for commit in by_archive[one.entry.name]]
         stems = {commit.stem for commit in ruled_out}
         return [*ruled_out, *(commit for commit in replaced if commit.stem not in stems)]
+
+    def _without_needed(
+        self, backend: Backend, listing: Listing, gone: list[Commit], builder: _ResultBuilder
+    ) -> list[Commit]:
+        """The copies to remove, without those that a copy needs which another machine has made since the listing."""
+        known = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
+        new = [
+            commit
+            for stem in commit_stems(backend)
+            if str(stem) not in known and (commit := read_commit(backend, stem))
+        ]
+        newest, needed = listing.newest(), set[str]()
+        for commit in new:
+            name = commit.parent
+            while name is not None and name not in needed:
+                needed.add(name)
+                name = newest[name].parent if name in newest else None
+        builder.spared += (f"{commit.stem}: a new copy needs it" for commit in gone if commit.backup_id in needed)
+        return [commit for commit in gone if commit.backup_id not in needed]
 
     def _remove(self, backend: Backend, destination: Destination, gone: list[Commit], builder: _ResultBuilder) -> None:
         """Remove copies; one that cannot be removed is spared, with all that it needs.

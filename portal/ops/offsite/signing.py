@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import RepositoryError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.offsite.ledger import Ledger
 from portal.ops.repository.durable import make_hidden, write_durably
 from portal.ops.repository.repository import Repository
@@ -65,7 +66,7 @@ def own_key(repository: Repository) -> SigningKey:
         return found
     repository.refuse_absent()
     path = _path(repository)
-    temporary = path.with_name(f".{_NAME}.{os.getpid()}")
+    temporary = path.with_name(temporary_name(_NAME))
     try:
         make_hidden(path.parent)
         write_durably(temporary, os.urandom(_KEY_BYTES))

@@ -16,6 +16,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import (
+    ArchiveAbsentError,
     ConfigurationError,
     NotIntactError,
     ObjectAbsentError,
@@ -26,7 +27,7 @@ from portal.ops.model import FORMAT_VERSION, VerifyLevel
 from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.layout import parse_stem
 from portal.ops.offsite.ledger import CopyRecord, Ledger
-from portal.ops.offsite.listing import FOREIGN, PREFIX, list_copies
+from portal.ops.offsite.listing import FOREIGN, PREFIX, is_removed, list_copies
 from portal.ops.offsite.missing import unexpectedly_gone
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness
@@ -179,6 +180,7 @@ class OffsiteVerifyJob:
         What cannot be verified is among the result's faults, if anything was verified.
 
         Raises:
+            ArchiveAbsentError: the copy was removed while it was verified.
             ConfigurationError: no destination has a copy, or the level is ``drill``.
             IdentityError: the level needs an identity, and none fits any copy.
             StorageError: the store failed.
@@ -210,6 +212,8 @@ class OffsiteVerifyJob:
                 log.error("offsite_verify_failed", destination=destination.shown, error=str(error))
         if not findings and (faults or absent):
             raise [*faults, *absent][0]
+        if not (findings or is_all):
+            raise ArchiveAbsentError("the copy has just been removed", hint="'offsite list' shows the others.")
         return OffsiteVerification(
             findings=tuple(findings),
             level=level,
@@ -289,14 +293,17 @@ class OffsiteVerifyJob:
             findings += [
                 _broken(str(one.stem), destination, level, fault)
                 for one in set(newest.values()) - set(chosen)
-                if (fault := listing.chain_fault(one, newest))
+                if (fault := listing.chain_fault(one, newest)) and not is_removed(backend, one)
             ]
         verified: list[Commit] = []
         for commit in chosen:
             chain_fault = listing.chain_fault(commit, newest)
             try:
                 record = known.get(commit.stem)
-                findings.append(self._verify_copy(backend, commit, level, record, chain_fault, meter.advance))
+                finding = self._verify_copy(backend, commit, level, record, chain_fault, meter.advance)
+                if finding is None:
+                    continue
+                findings.append(finding)
             except StoreUnreachableError as error:
                 faults.append(error)
                 break  # the other copies cannot be reached either
@@ -305,7 +312,8 @@ class OffsiteVerifyJob:
             else:
                 verified.append(commit)
         if findings:
-            self._note(ledger, listing, verified, findings, level, is_all=is_all)
+            with ledger.recording():
+                self._note(ledger, listing, verified, findings, level, is_all=is_all)
         return findings
 
     def _verify_copy(
@@ -316,8 +324,8 @@ class OffsiteVerifyJob:
         record: CopyRecord | None,
         chain_fault: str,
         advance: Advance,
-    ) -> CopyFinding:
-        """Verify one copy, and write a line to the access log.
+    ) -> CopyFinding | None:
+        """Verify one copy, and write a line to the access log; None if it was removed meanwhile.
 
         Arguments:
             record: what the repository knows about the copy.
@@ -331,6 +339,9 @@ class OffsiteVerifyJob:
                 finding = _with(finding, "its commit is not the one that was written from here")
             if chain_fault:
                 finding = _with(finding, chain_fault)
+            if finding.damages and is_removed(backend, commit):
+                seen.note(Outcome.DONE, removed=True)
+                return None
             outcome = Outcome.FAILED if finding.damages else Outcome.DONE
             seen.note(outcome, damages=len(finding.damages), error="; ".join(finding.damages[:3]))
         return finding

@@ -78,15 +78,11 @@ def look(repository: Repository, entries: list[Entry] | None = None) -> PitrLook
 
 
 def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
-    """The segments and timelines of an archive. The segment being received covers what the service reports."""
-    files = archive.files()
+    """The segments and timelines of an archive. The segment being received covers what the service reports.
+
+    What is being received is listed first: a segment that is stored meanwhile is seen twice, instead of not at all.
+    """
     pieces: list[Piece] = []
-    created: dict[int, datetime] = {}
-    for name, file in files.items():
-        if timeline := parse_history_name(name):
-            created |= {timeline: file.until} if file.until else {}
-        elif segment := archive.segment(name):
-            pieces.append(Piece(segment=segment, covered=file.covered, is_complete=PARTIAL not in name))
     if archive.receiving.is_dir():
         found = [(path, False) for path in archive.partials()] + [(path, True) for path in archive.completed()]
         pieces += [
@@ -94,6 +90,12 @@ def read_wal(archive: WalArchive, state: Mapping[str, Any]) -> Wal:
             for path, is_complete in found
             if (segment := archive.segment(path.name))
         ]
+    created: dict[int, datetime] = {}
+    for name, file in archive.files().items():
+        if timeline := parse_history_name(name):
+            created |= {timeline: file.until} if file.until else {}
+        elif segment := archive.segment(name):
+            pieces.append(Piece(segment=segment, covered=file.covered, is_complete=PARTIAL not in name))
     pieces = _with_last_covered(pieces, state, archive.cluster.segment_bytes)
     return Wal(
         segment_bytes=archive.cluster.segment_bytes, pieces=pieces, histories=archive.histories(), created=created

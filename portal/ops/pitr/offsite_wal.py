@@ -181,9 +181,12 @@ class WalCopier:
             self._sent_to.pop(file.name, None)
 
     def _read(self, path: Path, name: str) -> bytes | None:
-        """The content of a file, or None if it cannot be read; it is tried again after a minute."""
+        """The content of a file, or None if it cannot be read, which is tried again after a minute, or was removed."""
         try:
             content = path.read_bytes()
+        except FileNotFoundError:  # a prune has removed it since the index was read
+            self._unread.pop(name, None)
+            return None
         except OSError as error:
             reason = str(explain(error, "cannot read", path))
             if name not in self._unread:

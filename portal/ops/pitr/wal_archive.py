@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from isal import isal_zlib
 
 from portal.ops.errors import BusyError, NotIntactError, RepositoryError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.pitr import archive_index
 from portal.ops.pitr.archive_index import WalFile
 from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_name, parse_segment
@@ -173,7 +174,7 @@ class WalArchive:
         """
         is_history = parse_history_name(source.name) is not None
         final = self.path / (source.name if is_history else source.name + SUFFIX)
-        temporary = self.path / f".{final.name}.{os.getpid()}.tmp"
+        temporary = self.path / temporary_name(final.name)
         try:
             size, digest = _copy(source, temporary, compress=not is_history)
             os.rename(temporary, final)
@@ -223,7 +224,7 @@ class WalArchive:
 
         On a full disk the old state is overwritten, which takes no room: the state has to report the full disk.
         """
-        temporary, content = self.path / f".{STATE}.{os.getpid()}.tmp", _json(state)
+        temporary, content = self.path / temporary_name(STATE), _json(state)
         try:
             temporary.write_bytes(content)
             temporary.rename(self.path / STATE)
@@ -270,10 +271,11 @@ class WalArchive:
     def histories(self) -> dict[int, tuple[tuple[int, int], ...]]:
         """The ancestors of each timeline that has a history file."""
         found = {}
-        for place in (self.path, self.receiving):
+        for place in (self.receiving, self.path):  # a file that is stored meanwhile is in the second one by then
             for name in os.listdir(place) if place.is_dir() else ():
                 if timeline := parse_history_name(name):
-                    found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
+                    with suppress(FileNotFoundError):
+                        found[timeline] = parse_history((place / name).read_text("utf-8", "replace"))
         return found
 
     def freeze(self, directory: Path) -> set[str]:

@@ -61,6 +61,8 @@ def segments_between(archive: WalArchive, start: datetime | None, end: datetime 
     """The segments with all commits between two moments, in order, each with its stored name."""
     found: dict[Segment, str] = {}
     first_after: datetime | None = None
+    # Listed before the stored files: a segment that is stored meanwhile is seen twice, instead of not at all.
+    received = (*archive.completed(), *archive.partials()) if archive.receiving.is_dir() else ()
     files = sorted(archive.files().values(), key=lambda file: file.name)
     for file in files:
         segment = archive.segment(file.name)
@@ -72,7 +74,7 @@ def segments_between(archive: WalArchive, start: datetime | None, end: datetime 
             found.setdefault(segment, file.name.removesuffix(PARTIAL))
         first_after = file.covered or first_after
     if not (end is not None and first_after is not None and first_after > end):
-        for path in archive.partials() if archive.receiving.is_dir() else ():
+        for path in received:
             if segment := archive.segment(path.name):
                 found.setdefault(segment, path.name.removesuffix(PARTIAL))
     return sorted(found.items())

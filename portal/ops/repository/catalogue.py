@@ -50,6 +50,9 @@ _FINDINGS: Final = VERIFICATIONS.encode() + b"/"
 _FINDING: Final = b".json"
 _NAMES: Final = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 _NO_FINDING: Final = (None, 0.0, 0)
+_FAULT: Final = 8
+"""The place of the fault in a row."""
+
 _AT_ONCE: Final = 5_000
 """The first scan saves its rows in steps of this many."""
 
@@ -131,6 +134,9 @@ class _Look:
                 row = rows.find(stem)
                 if row is None or row[1] != stamps or not (are_known or row[2] == self._finding_stamp(stem)):
                     old, (row, is_remembered) = row, self._read(stem, stamps, row)
+                    if row[_FAULT] and not self._is_there(name):  # removed while it was read
+                        is_complete = False
+                        continue
                     is_complete &= is_remembered or old is None
                 entries.append(self._entry(row, size, modified_ns))
                 if len(self._changed) >= _AT_ONCE and rows.are_used_up:  # a first scan may be interrupted
@@ -212,6 +218,15 @@ class _Look:
             log.warning("record_unreadable", error=str(error))
             return _NO_FINDING, f"its verification record cannot be read: {error.message}"
         return (found.level.value, found.moment.timestamp(), found.intact) if found else _NO_FINDING, ""
+
+    def _is_there(self, name: bytes) -> bool:
+        try:
+            os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return True
 
     def _is_settled(self, stamps: bytes) -> bool:
         """True if no file has changed so recently that it could change again unnoticed."""

@@ -12,6 +12,8 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from portal.ops.filesystem.temporary import temporary_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -34,8 +36,8 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Like `write_durably`, but the name is not synced: the caller does that, or does not need it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    temporary = path.with_name(temporary_name(path.name))
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with naming(path), os.fdopen(descriptor, "wb") as file:
             give_to_owner(descriptor, path.parent)

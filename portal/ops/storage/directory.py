@@ -18,6 +18,7 @@ from portal.ops.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.units import system_reason
 
@@ -30,7 +31,6 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _AWAY: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.ENODEV})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_TEMPORARY: Final = ".tmp"
 
 
 class DirectoryBackend:
@@ -56,7 +56,7 @@ class DirectoryBackend:
             self._make_room_for(final)
             if final.exists():
                 raise _exists(self.shown, name)
-            temporary = final.with_name(f".{final.name}.{os.getpid()}{_TEMPORARY}")
+            temporary = final.with_name(temporary_name(final.name))
             try:
                 _write(temporary, data)
                 _publish(temporary, final)
@@ -171,7 +171,7 @@ class DirectoryBackend:
 
 
 def _write(path: Path, data: Data) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         rest = memoryview(data)
         while rest:

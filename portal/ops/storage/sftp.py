@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
 import threading
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from portal.ops.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _STEP_SECONDS: Final = 60
 """The time limit for each step in seconds: a request, or a piece of `_WRITE_BYTES` or `READ_BYTES`."""
 
 _WRITE_BYTES: Final = 1 << 20
-_TEMPORARY: Final = ".tmp"
 
 
 class SftpBackend:
@@ -165,7 +164,7 @@ class SftpBackend:
         if await sftp.exists(final):
             raise asyncssh.SFTPFileAlreadyExists(name)
         directory, _, last = final.rpartition("/")
-        temporary = f"{directory}/.{last}.{os.getpid()}{_TEMPORARY}"
+        temporary = f"{directory}/{temporary_name(last)}"
         try:
             if directory != self._root:
                 await sftp.makedirs(directory, exist_ok=True)
