@@ -237,7 +237,7 @@ def test_a_chain_is_kept_from_a_prune_while_it_is_fetched(offsite: Offsite) -> N
     own = other.uploads.base().backup_id
     repository = Repository(other.uploads.archives)
     prune = PruneJob(repository, policy(NEWEST), clock=lambda: utc_now() + LATER)
-    removed = []
+    removed: list[str] = []
 
     def act() -> None:
         assert other.uploads.archive(base).exists()
@@ -258,7 +258,8 @@ def test_results_of_two_processes_are_all_recorded(offsite: Offsite) -> None:
 
     def record(ledger: Ledger, kind: str) -> None:
         for number in range(40):
-            with ledger.recording():
+            with ledger.recording() as is_ours:
+                assert is_ours
                 ledger.note_proof(kind, {"number": number})
 
     threads = [

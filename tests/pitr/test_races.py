@@ -14,7 +14,6 @@ from portal.ops.chains.lineage import Ancestor
 from portal.ops.manifest import Manifest
 from portal.ops.model import BackupType, Component
 from portal.ops.pitr import prune_wal as pruning
-from portal.ops.pitr import wal_archive
 from portal.ops.pitr.base_chain import BaseParent, FullBaseNeededError
 from portal.ops.pitr.look import read_wal
 from portal.ops.pitr.lsn import Segment
@@ -110,7 +109,7 @@ def test_history_that_is_stored_meanwhile_is_known(repository: Repository, monke
             source.rename(archive.path / HISTORY)
         return found
 
-    monkeypatch.setattr(wal_archive.os, "listdir", late)
+    monkeypatch.setattr("portal.ops.pitr.wal_archive.os.listdir", late)
     assert archive.histories() == {2: ((1, 0x3000000),)}
 
 

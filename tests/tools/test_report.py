@@ -173,7 +173,8 @@ class TestPage:
         settings = history.settings(BACKUP_OFFSITE_URLS=f"file://{tmp_path}/nas", BACKUP_OFFSITE_ENCRYPTION="off")
         ledger = Ledger(history.repository, settings.offsite.destinations()[0])
         verified = {"moment": NOW.isoformat(), "level": "checksum", "copies": 1, "damaged": [], "foreign": ["full_x"]}
-        ledger.note_proof("verified", verified)
+        with ledger.recording():
+            ledger.note_proof("verified", verified)
         words = " ".join(parsed(page(read_story(settings, NOW))).words)
         assert f"In file://{tmp_path}/nas there are copies that this repository did not make: full_x." in words
 

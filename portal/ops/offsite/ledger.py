@@ -171,19 +171,22 @@ class Ledger:
         return self.locked(timeout) if self.directory.exists() and self.can_be_kept else nullcontext()
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keep other processes from recording proofs and turns, while what is recorded is read and replaced."""
-        if not self.can_be_kept:
-            yield
-            return
+    def recording(self) -> Iterator[bool]:
+        """Keep other processes from recording proofs and turns, while what is recorded is read and replaced.
+
+        False if nothing can be recorded, which is only logged.
+        """
         with ExitStack() as held:
+            is_ours = self.can_be_kept
             try:
-                self.prepare()
-                lock = locked_file(self.directory / _LOCK, fcntl.LOCK_EX, _LOCK_SECONDS, what=str(self.directory))
-                held.enter_context(lock)
-            except (BusyError, RepositoryError) as error:  # a result is worth more than the order of results
-                log.warning("proof_unlocked", error=error.message)
-            yield
+                if is_ours:
+                    self.prepare()
+                    lock = locked_file(self.directory / _LOCK, fcntl.LOCK_EX, _LOCK_SECONDS, what=str(self.directory))
+                    held.enter_context(lock)
+            except (BusyError, RepositoryError) as error:
+                log.warning("proof_unrecorded", error=error.message)
+                is_ours = False
+            yield is_ours
 
     # -- copies -------------------------------------------------------------------------------------------------------
 
@@ -269,10 +272,7 @@ class Ledger:
         Arguments:
             kind: ``verified`` or ``drilled``.
         """
-        if not self.can_be_kept:
-            return
         try:
-            self.prepare()
             known = {name: value for name, value in self.proof().items() if name != "version"}
             self._records.write(_PROOF, {**known, kind: facts})
         except RepositoryError as error:
@@ -313,10 +313,7 @@ class Ledger:
 
     def note_turns(self, turns: Mapping[str, datetime]) -> None:
         """Record when copies were verified; if writing fails, it is only logged. The caller must hold `recording`."""
-        if not self.can_be_kept:
-            return
         try:
-            self.prepare()
             self._records.write(_TURNS, {"verified": {stem: moment.isoformat() for stem, moment in turns.items()}})
         except RepositoryError as error:
             log.warning("proof_unrecorded", error=error.message)

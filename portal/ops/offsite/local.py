@@ -89,5 +89,6 @@ def note_drill(settings: Settings, copy: Fetched, *, success: bool | None, clock
     for destination in settings.offsite.destinations():
         if destination.shown == copy.destination:
             ledger = Ledger(Repository(settings.local_path), destination)
-            with ledger.recording():
-                ledger.note_proof("drilled", facts)
+            with ledger.recording() as is_ours:
+                if is_ours:
+                    ledger.note_proof("drilled", facts)

@@ -312,8 +312,9 @@ class OffsiteVerifyJob:
             else:
                 verified.append(commit)
         if findings:
-            with ledger.recording():
-                self._note(ledger, listing, verified, findings, level, is_all=is_all)
+            with ledger.recording() as is_ours:
+                if is_ours:
+                    self._note(ledger, listing, verified, findings, level, is_all=is_all)
         return findings
 
     def _verify_copy(
