@@ -12,6 +12,7 @@ from portal.ops.chains.lineage import line_of
 from portal.ops.errors import ArchiveAbsentError, BusyError, ObjectAbsentError
 from portal.ops.model import VerifyLevel
 from portal.ops.offsite import copy as copying
+from portal.ops.offsite import verify as verifying
 from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.ledger import Ledger
@@ -211,6 +212,20 @@ class TestReadingBesidePrune:
         assert failures(offsite) == []
         ledger = Ledger(Repository(offsite.uploads.archives), offsite.config().destinations[0])
         assert ledger.proof()["verified"]["damaged"] == []
+
+    def test_what_is_copied_meanwhile_is_not_gone(
+        self, offsite: Offsite, doomed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A copy that is younger than the list of copies is in the record only."""
+
+        def late(*args: Any, **options: Any) -> Any:
+            found = list_copies(*args, **options)
+            offsite.copied(doomed[1])
+            return found
+
+        monkeypatch.setattr(verifying, "list_copies", late)
+        assert offsite.verify().run().error is None
+        assert doomed[1] in {commit.backup_id for commit in list_copies(offsite.backend()).commits}
 
     def test_one_that_was_asked_for_is_said_to_be_gone(self, offsite: Offsite, doomed: tuple[str, str]) -> None:
         """Nobody is told that nothing was wrong with it."""

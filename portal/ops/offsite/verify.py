@@ -243,6 +243,7 @@ class OffsiteVerifyJob:
                 Action.OFFSITE_VERIFY, destination.shown, destination=destination.shown, level=level.value
             ) as seen,
         ):
+            known = Ledger(self._repository, destination).copies()  # before the list, which then has all of them
             listing = list_copies(backend, trust=Trust.of(self._config, destination))
             try:
                 chosen = choose(destination, listing)
@@ -251,7 +252,7 @@ class OffsiteVerifyJob:
                 return []
             seen.details["copies"] = len(chosen)
             before = len(faults)
-            found = self._verify(destination, backend, listing, chosen, level, faults, is_all=is_all)
+            found = self._verify(destination, backend, known, listing, chosen, level, faults, is_all=is_all)
             if new := faults[before:]:
                 seen.note(Outcome.of(new[0].exit_code), error=str(new[0]))
                 log.error("offsite_verify_failed", destination=destination.shown, error=str(new[0]), faults=len(new))
@@ -273,6 +274,7 @@ class OffsiteVerifyJob:
         self,
         destination: Destination,
         backend: Backend,
+        known: Mapping[Stem, CopyRecord],
         listing: Listing,
         chosen: Sequence[Commit],
         level: VerifyLevel,
@@ -285,7 +287,7 @@ class OffsiteVerifyJob:
         total = sum(one.archive_size for one in chosen)
         meter.expect = lambda: total
         ledger = Ledger(self._repository, destination)
-        known, newest = ledger.copies(), listing.newest()
+        newest = listing.newest()
         findings = [_broken(stem, destination, level, why) for stem, why in listing.damaged.items() if is_all]
         if is_all:
             findings += [_broken(stem, destination, level, _GONE) for stem in self._gone(known, listing)]

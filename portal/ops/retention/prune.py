@@ -53,6 +53,9 @@ _UNHARMED: Final = "Look at the disk and the permissions of the repository; the 
 _GROUP: Final = 50
 """How many archives are locked at once: a reader of one of them waits until all are done."""
 
+_WRITTEN: Final = (".*", ".offsite/*", ".offsite/*/pending", "wal", "wal/*")
+"""The directories in which small files are written; restored data lies in others."""
+
 _UNFINISHED_SECONDS: Final = 86_400
 """A temporary file older than this, in seconds, is abandoned."""
 
@@ -303,9 +306,10 @@ class PruneJob:
     def _sweep_unfinished(self) -> list[str]:
         """Remove temporary files of killed writes; return their names."""
         before = self._clock().timestamp() - _UNFINISHED_SECONDS
-        hidden = (path for path in self.repository.path.glob(".*") if path.is_dir() and not path.is_symlink())
+        found = (path for pattern in _WRITTEN for path in self.repository.path.glob(pattern))
+        places = (path for path in found if path.is_dir() and not path.is_symlink())
         swept = []
-        for path in (path for directory in (self.repository.path, *hidden) for path in unfinished(directory)):
+        for path in (path for directory in (self.repository.path, *places) for path in unfinished(directory)):
             with suppress(FileNotFoundError, PermissionError):
                 if path.lstat().st_mtime < before:
                     path.unlink()
