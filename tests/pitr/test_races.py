@@ -14,6 +14,7 @@ from portal.ops.chains.lineage import Ancestor
 from portal.ops.manifest import Manifest
 from portal.ops.model import BackupType, Component
 from portal.ops.pitr import prune_wal as pruning
+from portal.ops.pitr import scratch, wal_archive
 from portal.ops.pitr.base_chain import BaseParent, FullBaseNeededError
 from portal.ops.pitr.look import read_wal
 from portal.ops.pitr.lsn import Segment
@@ -22,6 +23,8 @@ from portal.ops.pitr.prune_wal import prune_wal
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.pitr.wal_reader import segments_between
 from portal.ops.pitr.window import Base
+from portal.ops.repository.durable import sync_directory
+from portal.ops.repository.locks import try_lock
 from portal.ops.repository.repository import Repository
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.objects import ObjectWriter
@@ -150,6 +153,46 @@ def test_wal_stays_until_its_base_backup_can_have_come(repository: Repository, m
     assert set(archive.files()) == {name(1), name(2), name(3)}
     assert prune_wal(repository, stored + timedelta(hours=25)) > 0
     assert set(archive.files()) == {name(3)}
+
+
+def test_file_that_is_fetched_while_it_is_removed_stays_known(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What exists is listed, whoever brings it back before its line is gone."""
+    archive = WalArchive.prepare(repository, CLUSTER)
+    for number in (1, 2):
+        archive.publish(receive(archive, number), covered=NOW, until=NOW)
+    content = archive.stored(name(1)).read_bytes()
+
+    def late(place: Path) -> None:
+        sync_directory(place)
+        if not archive.stored(name(1)).exists():
+            archive.take(name(1), content, covered=NOW, until=NOW)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wal_archive, "sync_directory", late)
+        archive.remove({name(1), name(2)})
+    assert set(archive.files()) == {name(1)}
+
+
+def test_scratch_directory_is_found_by_nobody_before_it_is_locked(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep at that instant would have forgotten it: after a kill, nobody would have removed it."""
+    swept: list[str] = []
+
+    def late(descriptor: int, kind: int) -> bool:
+        monkeypatch.setattr(scratch, "try_lock", try_lock)
+        swept.extend(scratch.sweep_scratch(repository))
+        return try_lock(descriptor, kind)
+
+    monkeypatch.setattr(scratch, "try_lock", late)
+    with scratch.scratch_directory(repository, None, 0, parent=tmp_path) as directory:
+        records = [path.name for path in (repository.path / scratch.DIRECTORY).iterdir()]
+        assert (swept, records) == ([], [f"{directory.name}.lock"])
+        assert scratch.sweep_scratch(repository) == []
+        assert directory.exists()
+    assert list((repository.path / scratch.DIRECTORY).iterdir()) == []
 
 
 def test_base_backup_is_a_full_one_where_its_parent_is_pruned_meanwhile(

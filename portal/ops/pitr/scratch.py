@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from portal.ops.errors import DiskFullError, RepositoryError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.repository.durable import make_hidden, sync_directory
 from portal.ops.repository.locks import try_lock
 from portal.ops.runtime.logs import engine_log
@@ -101,7 +102,8 @@ def scratch_directory(
         name = _PREFIX + secrets.token_hex(6)
         directory = parent / name
         record = records / f"{name}.lock"
-        descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        unlocked = records / temporary_name(record.name)
+        descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise RepositoryError(
             f"cannot make a directory for a scratch server in {parent}: {system_reason(error)}",
@@ -111,6 +113,7 @@ def scratch_directory(
         try_lock(descriptor, fcntl.LOCK_EX)
         os.write(descriptor, os.fsencode(directory))
         os.fsync(descriptor)
+        unlocked.rename(record)  # nobody finds it under its name before it is locked
         sync_directory(records)
         directory.mkdir(mode=0o700)
         if owner:
@@ -118,7 +121,8 @@ def scratch_directory(
         yield directory
     finally:
         _remove(directory)
-        record.unlink(missing_ok=True)
+        for path in (record, unlocked):
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

@@ -239,14 +239,16 @@ class WalArchive:
     def remove(self, names: set[str]) -> int:
         """Remove files; return the number of bytes freed.
 
-        Index lines are removed last, so that every existing file is always listed.
+        Index lines are removed last, so that every existing file is always listed, also one that was fetched meanwhile.
         """
         for name in sorted(names):
             self.stored(name).unlink(missing_ok=True)
         sync_directory(self.path)
         with archive_index.index_lock(self.path):
             files = archive_index.load(self.path)
-            archive_index.rewrite(self.path, [file for name, file in files.items() if name not in names])
+            archive_index.rewrite(
+                self.path, [file for name, file in files.items() if name not in names or self.stored(name).exists()]
+            )
         return sum(files[name].size for name in names if name in files)
 
     # -- reading ----------------------------------------------------------------------------------------------------

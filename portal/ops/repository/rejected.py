@@ -53,9 +53,10 @@ def count_rejected(repository: Path, reason: str, number: int = 1) -> None:
         give_to_owner(file.fileno(), path.parent)
         counts = _parse(file.read(_MOST_BYTES))
         counts[reason] = counts.get(reason, 0) + number
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(counts).encode() + b"\n")
+        data = json.dumps(counts).encode() + b"
+"
+        os.pwrite(file.fileno(), data, 0)  # over the old counts, which are shorter: a kill leaves one or the other
+        os.ftruncate(file.fileno(), len(data))
 
 
 def _lock(file: BufferedIOBase, kind: int) -> None:
