@@ -85,7 +85,7 @@ def _as_entries(stems: Iterable[Stem], known: Mapping[Stem, CopyRecord]) -> list
         for name, one in ids.items()
         if one
     ]
-    return sorted(found, key=lambda entry: (entry.moment, entry.name), reverse=True)
+    return sorted(found, key=lambda entry: (entry.moment, entry.modified, entry.name), reverse=True)
 
 
 def is_copy_missing(
