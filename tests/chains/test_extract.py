@@ -127,19 +127,20 @@ class TestWriting:
             write_file(damaged(), self.member, str(tmp_path / "out"))
         assert ((tmp_path / "out").read_text(), os.listdir(tmp_path)) == ("another", ["out"])
 
-    def test_it_cannot_be_written(self, tmp_path: Path) -> None:
+    def test_it_cannot_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The place is named; what somebody else is just writing is left."""
+        monkeypatch.setattr("portal.ops.filesystem.temporary.secrets.randbelow", lambda _: 7)
         with pytest.raises(ConfigurationError, match=f"cannot write {tmp_path}/x/out: no such file") as caught:
             write_file(iter([]), self.member, str(tmp_path / "x" / "out"))
         assert "--output FILE" in caught.value.hint
-        (tmp_path / f"out.{os.getpid()}.tmp").write_text("somebody's")
+        (tmp_path / ".out.7.tmp").write_text("somebody's")
         with pytest.raises(ConfigurationError, match="cannot write"):
             write_file(iter([]), self.member, str(tmp_path / "out"))
-        assert (tmp_path / f"out.{os.getpid()}.tmp").read_text() == "somebody's"
+        assert (tmp_path / ".out.7.tmp").read_text() == "somebody's"
         (tmp_path / "place").mkdir()
         with pytest.raises(ConfigurationError, match="cannot write"):
             write_file(iter([]), self.member, str(tmp_path / "place"))
-        assert sorted(os.listdir(tmp_path)) == [f"out.{os.getpid()}.tmp", "place"]
+        assert sorted(os.listdir(tmp_path)) == [".out.7.tmp", "place"]
 
 
 class TestDeletions:
