@@ -124,6 +124,28 @@ class TestEntries:
         monkeypatch.setattr(catalogue, "_sidecar", late)
         assert {one.name: one.fault for one in entries(tmp_path)} == dict.fromkeys(names[1:], "")
 
+    def test_what_is_removed_before_its_base_is_seen_is_not_listed(
+        self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A prune removes an incremental first, then its base: no status has one without the other."""
+        tip, base, full = names
+
+        def late(directory: int, listed: list[bytes]) -> Any:
+            found = list(bulk_stat.states(directory, listed))
+            for name in (tip, base):
+                for path in tmp_path.glob(f"{name}*"):
+                    path.unlink()
+            gone = listed.index(f"{base}.tar.gz".encode())
+            found[gone] = next(iter(bulk_stat.states(directory, listed[gone : gone + 1])))
+            return found
+
+        first = entries(tmp_path)
+        assert [one.name for one in first] == names
+        monkeypatch.setattr(catalogue, "_SETTLED_NS", -(1 << 62))
+        assert [one.name for one in entries(tmp_path)] == names
+        monkeypatch.setattr(catalogue, "states", late)
+        assert [(one.name, one.fault) for one in entries(tmp_path)] == [(full, "")]
+
     def test_strange_names(self, tmp_path: Path) -> None:
         """Any file that ends like an archive is listed, also one whose name is no text."""
         (tmp_path / "mine.tar.gz").write_bytes(packed("mine", b"{}"))

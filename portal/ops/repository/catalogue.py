@@ -98,14 +98,18 @@ class Catalogue:
                 found = _Look(self._repository, directory, pinned, self._cache).run(Memory())
         finally:
             os.close(directory)
-        return _with_chain_faults(sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True))
+        archives = sorted(found, key=attrgetter("moment", "modified", "name"), reverse=True)
+        return _with_chain_faults(self._repository.path, archives)
 
 
-def _with_chain_faults(archives: list[Entry]) -> list[Entry]:
-    faults = chain_faults(archives)
-    if not faults:
-        return archives
-    return [one._replace(fault=faults[one.name]) if one.name in faults else one for one in archives]
+def _with_chain_faults(directory: Path, archives: list[Entry]) -> list[Entry]:
+    """The archives with the faults of their chains, without those that were removed before what they need was seen."""
+    while faults := chain_faults(archives):
+        gone = {name for name in faults if not os.path.lexists(directory / f"{name}{SUFFIX}")}
+        if not gone:
+            return [one._replace(fault=faults[one.name]) if one.name in faults else one for one in archives]
+        archives = [one for one in archives if one.name not in gone]
+    return archives
 
 
 class _Look:
