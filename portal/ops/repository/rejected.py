@@ -53,8 +53,7 @@ def count_rejected(repository: Path, reason: str, number: int = 1) -> None:
         give_to_owner(file.fileno(), path.parent)
         counts = _parse(file.read(_MOST_BYTES))
         counts[reason] = counts.get(reason, 0) + number
-        data = json.dumps(counts).encode() + b"
-"
+        data = json.dumps(counts).encode() + b"\n"
         os.pwrite(file.fileno(), data, 0)  # over the old counts, which are shorter: a kill leaves one or the other
         os.ftruncate(file.fileno(), len(data))
 
