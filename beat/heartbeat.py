@@ -66,9 +66,9 @@ class Heartbeat:
         try:
             temporary.write_text(text + "\n", "ascii")
             temporary.rename(self.path)
-        except BaseException:
+        except OSError as error:  # told by the file's own name: the other one is new each time
             temporary.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def read(self) -> dict[str, Any]:
         """The last heartbeat; empty if there is none, or it cannot be read."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.errors import ClientToolError, DumpFailedError, OpsError
+from portal.ops.postgres.connection import connect
 from portal.ops.restore import scratch_dump
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
 from portal.ops.runtime.process import DEVNULL, PIPE
@@ -51,6 +53,13 @@ class Runner(FakeRunner):
         return self.commands[1:]
 
 
+@pytest.fixture(autouse=True)
+def answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server, its encoding is known."""
+    monkeypatch.setattr(scratch_dump, "connect", lambda target: nullcontext() if target is TARGET else connect(target))
+    monkeypatch.setattr(scratch_dump, "encoding_options", lambda _: ["--encoding=LATIN1"])
+
+
 def scratch(runner: Runner, major: int = 17) -> ScratchDump:
     return ScratchDump(TARGET, major, runner=runner, bin_dir=Path("/fake"))
 
@@ -71,6 +80,7 @@ def test_it_is_read_from_the_start_again() -> None:
                 assert b"".join(pieces) == CONTENT
     assert len(runner.dumps) == 1
     assert runner.dumps[0][1:4] == ["--format=custom", "--compress=0", "--no-password"]
+    assert "--encoding=LATIN1" in runner.dumps[0]
     assert "dbname=dojo" in runner.dumps[0][-1]
 
 
@@ -125,3 +135,9 @@ def test_rows_that_cannot_be_counted() -> None:
     for ask in (len, list, lambda found: found["a"]):
         with pytest.raises(DumpFailedError, match="the rows of the recovered database cannot be counted"):
             ask(rows)
+
+
+def test_a_fault_of_ours_is_no_count() -> None:
+    """An error that nobody expects is told as well: a database without rows would look the same."""
+    with pytest.raises(DumpFailedError, match="cannot be counted: 'NoneType' object"):
+        len(RowCounts(TARGET))

@@ -241,7 +241,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("program", "script", "typed", "offered"),
         [
-            ("backup.sh", BACKUP, "ver", "verify"),
+            ("backup.sh", BACKUP, "verif", "verify"),
             ("backup.sh", BACKUP, "media --inc", "media --incremental"),
             ("restore.sh", RESTORE, "--dry", "--dry-run"),
         ],
@@ -268,7 +268,7 @@ class TestCompletion:
             "COMP_WORDS=(backup.sh {0}); COMP_CWORD={1}; "
             "_shtab_backup_sh backup.sh {2} ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         )
-        script = "\n".join([ended.stdout, ask.format("ver", 1, "ver"), ask.format("media --inc", 2, "--inc")])
+        script = "\n".join([ended.stdout, ask.format("verif", 1, "verif"), ask.format("media --inc", 2, "--inc")])
         shown = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert shown.stdout.split() == ["verify", "--incremental"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Self
 
-from portal.ops.errors import DumpFailedError, OpsError
+from portal.ops.errors import DumpFailedError
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, libpq_environment
 from portal.ops.postgres.dump import encoding_options, statistics_options
@@ -81,9 +81,9 @@ class ScratchDump:
     def _start(self) -> _Stream:
         assert self._tool is not None
         command = [str(self._tool.path), "--format=custom", "--compress=0", "--no-password"]
-        command += [*statistics_options(self._tool, self._major), f"--dbname={conninfo(self._target)}"]
         with connect(self._target) as connection:
             command += encoding_options(connection)
+        command += [*statistics_options(self._tool, self._major), f"--dbname={conninfo(self._target)}"]
         return _Stream(self._runner.start(command, environment=libpq_environment(self._target)))
 
 
@@ -157,5 +157,5 @@ class RowCounts(Mapping[str, int]):
             with connect(self._target) as connection, explained_errors(self._target):
                 connection.execute("SET max_parallel_workers_per_gather = 0")
                 self._found = count_rows(connection, list_tables(connection))
-        except (OpsError, OSError) as error:
+        except Exception as error:  # told to whoever asks: no rows at all would look like a count
             self._failure = error
