@@ -111,10 +111,9 @@ def _earlier(task: Task, keys: TaskKeys) -> Outcome | None:
         return None
     if not is_signed_result(task.request.id, result, keys.named, success=success):
         log.warning("result_rejected", status=meta["status"])
-        task.backend.forget(task.request.id)
         return None
     if success and not _still_holds(result):
-        task.backend.forget(task.request.id)
+        task.backend.forget(task.request.id)  # Celery never replaces a success
         return None
     log.info("result_found")
     return Outcome(result=result, success=success, is_new=False)

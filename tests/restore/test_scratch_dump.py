@@ -12,15 +12,13 @@ from portal.ops.errors import ClientToolError, DumpFailedError, OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.restore import scratch_dump
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
-from portal.ops.runtime.process import DEVNULL, PIPE
 from portal.ops.settings.database_url import DatabaseTarget
 from tests.support.fake_runner import FakeRunner, Script
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from portal.ops.runtime.process import RunningProcess, Stream
 
 TARGET = DatabaseTarget(host="/run/scratch", port=1, name="dojo", user="postgres")
 PIECE = 1 << 18
@@ -29,23 +27,10 @@ VERSION = Script(stdout=b"pg_dump (PostgreSQL) 17.2\n")
 
 
 class Runner(FakeRunner):
-    """Plays scripts, and keeps the processes."""
+    """Plays scripts of pg_dump."""
 
     def __init__(self, *scripts: Script) -> None:
         super().__init__({"pg_dump": [VERSION, *scripts]})
-        self.processes: list[RunningProcess] = []
-
-    def start(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        environment: Mapping[str, str],
-        stdin: Stream = DEVNULL,
-        stdout: Stream = PIPE,
-    ) -> RunningProcess:
-        """Start one."""
-        self.processes.append(super().start(argv, environment=environment, stdin=stdin, stdout=stdout))
-        return self.processes[-1]
 
     @property
     def dumps(self) -> list[list[str]]:

@@ -37,6 +37,7 @@ class FakeRunner:
         }
         self.commands: list[list[str]] = []
         self.environments: list[dict[str, str]] = []
+        self.processes: list[RunningProcess] = []
 
     def start(
         self,
@@ -52,7 +53,8 @@ class FakeRunner:
         scripts = self._scripts.get(Path(argv[0]).name)
         if scripts is None:
             raise FileNotFoundError(errno.ENOENT, "no such program", str(argv[0]))
-        return FakeProcess(scripts.pop(0) if len(scripts) > 1 else scripts[0])
+        self.processes.append(FakeProcess(scripts.pop(0) if len(scripts) > 1 else scripts[0]))
+        return self.processes[-1]
 
 
 class FakeProcess:

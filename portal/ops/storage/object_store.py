@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256 as new_digest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from portal.ops.errors import (
     ConfigurationError,
@@ -54,13 +54,63 @@ _SAME_LOCK: Final = timedelta(hours=1)
 _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy elsewhere until they can."
 _KEPT_HINT: Final = "Nothing is overwritten off-site."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
-_EXPIRED: Final = ("ExpiredToken", "TokenRefreshRequired")
-_SKEWED: Final = ("RequestTimeTooSkewed",)
-_COLD: Final = ("InvalidObjectState",)
-_ELSEWHERE: Final = ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed")
-_THROTTLED: Final = ("SlowDown", "429 Too Many Requests", "TooManyRequests")
 _ANSWER: Final = re.compile(r"<Code>(?P<code>[^<]+)</Code>\s*<Message>(?P<message>[^<]+)</Message>")
 _REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
+
+
+class _Cause(NamedTuple):
+    """The one cause of some answers, with the words for it."""
+
+    codes: tuple[str, ...]
+    error: type[StorageError]
+    message: str
+    hint: str
+
+
+_CAUSES: Final = (
+    _Cause(
+        ("ExpiredToken", "TokenRefreshRequired"),
+        StoreDeniedError,
+        "{what} refused the request: the credentials have expired",
+        "Set new ones; what was being copied continues with the next segment.",
+    ),
+    _Cause(
+        ("RequestTimeTooSkewed",),
+        StoreDeniedError,
+        "{what} refused the request: the clocks of this machine and of the store differ too much",
+        "Set this machine's clock, and let NTP keep it.",
+    ),
+    _Cause(
+        ("InvalidObjectState",),
+        StoreDeniedError,
+        "{what} is in a storage class for archives, and cannot be read from there",
+        "Restore it in the bucket first, for some days; then try again.",
+    ),
+    _Cause(
+        ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed"),
+        StorageError,
+        "the bucket {bucket} is in {region}, or at another endpoint",
+        "Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
+    ),
+    _Cause(
+        ("service account file", "application credentials"),
+        StoreDeniedError,
+        "the credentials of {store} cannot be read: {reason}",
+        "Look at the file that GOOGLE_APPLICATION_CREDENTIALS names.",
+    ),
+    _Cause(
+        ("missing ObjectLockConfiguration", "missing Object Lock Configuration"),
+        StorageError,
+        "the bucket {bucket} was created without object lock",
+        "Create one with object lock, or unset BACKUP_OFFSITE_LOCK.",
+    ),
+    _Cause(
+        ("SlowDown", "429 Too Many Requests", "TooManyRequests"),
+        StoreUnreachableError,
+        f"{{store}} asks for fewer requests, also after {_RETRIES} more attempts",
+        "Try again later. If it happens often, set BACKUP_OFFSITE_RATE, or raise the store's limits.",
+    ),
+)
 _DENIED: Final = (
     "403 Forbidden",
     "(code: 403)",
@@ -72,8 +122,6 @@ _DENIED: Final = (
     "immutable due to",
 )
 _LOCKED: Final = ("ObjectLocked", "WORM", "object lock", "ObjectUnderRetention", "retention", "immutable due to")
-_NO_KEY_FILE: Final = ("service account file", "application credentials")
-_NO_LOCKS: Final = ("missing ObjectLockConfiguration", "missing Object Lock Configuration")
 _FULL: Final = ("507 ", "InsufficientStorage", "QuotaExceeded", "EntityTooLarge", "No space", "XMinioStorageFull")
 _AZURE: Final = {
     "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
@@ -301,48 +349,20 @@ class ObjectStoreBackend:
 
     def _known(self, said: str, what: str) -> StorageError | None:
         """The error for an answer that has one cause, or None."""
-
-        def has(codes: tuple[str, ...]) -> bool:
-            return any(code in said for code in codes)
-
-        if has(_EXPIRED):
-            return StoreDeniedError(
-                f"{what} refused the request: the credentials have expired",
-                hint="Set new ones; what was being copied continues with the next segment.",
-            )
-        if has(_SKEWED):
-            return StoreDeniedError(
-                f"{what} refused the request: the clocks of this machine and of the store differ too much",
-                hint="Set this machine's clock, and let NTP keep it.",
-            )
-        if has(_COLD):
-            return StoreDeniedError(
-                f"{what} is in a storage class for archives, and cannot be read from there",
-                hint="Restore it in the bucket first, for some days; then try again.",
-            )
-        if has(_ELSEWHERE):
-            region = _REGION.search(said)
-            where = f"the region {region[1]}" if region else "another region"
-            return StorageError(
-                f"the bucket {self._destination.place} is in {where}, or at another endpoint",
-                hint="Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
-            )
-        if has(_NO_KEY_FILE):
-            return StoreDeniedError(
-                f"the credentials of {self.shown} cannot be read: {_brief(said).rpartition(' error: ')[2]}",
-                hint="Look at the file that GOOGLE_APPLICATION_CREDENTIALS names.",
-            )
-        if has(_NO_LOCKS):
-            return StorageError(
-                f"the bucket {self._destination.place} was created without object lock",
-                hint="Create one with object lock, or unset BACKUP_OFFSITE_LOCK.",
-            )
-        if has(_THROTTLED):
-            return StoreUnreachableError(
-                f"{self.shown} asks for fewer requests, also after {_RETRIES} more attempts",
-                hint="Try again later. If it happens often, set BACKUP_OFFSITE_RATE, or raise the store's limits.",
-            )
-        return None
+        cause = next((cause for cause in _CAUSES if any(code in said for code in cause.codes)), None)
+        if cause is None:
+            return None
+        region = _REGION.search(said)
+        return cause.error(
+            cause.message.format(
+                what=what,
+                store=self.shown,
+                bucket=self._destination.place,
+                region=f"the region {region[1]}" if region else "another region",
+                reason=_brief(said).rpartition(" error: ")[2],
+            ),
+            hint=cause.hint,
+        )
 
 
 def _put_seconds(size: int) -> int:
