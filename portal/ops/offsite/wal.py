@@ -4,9 +4,9 @@ A segment is needed if it is not older than the start of a base backup that has 
 of a base backup does not say where its WAL begins, is damaged or foreign, or if the object is so recent that its base
 backup may still be being copied.
 
-A part of a segment is needed while it is the only trace of the segment. It is not if the whole segment is there, and a
-base backup with a copy begins after it. The second condition is for an attacker who can write to the store: there he
-can put something in place of the last segment, and a signed commit that follows it he cannot.
+A part of a segment is needed until the whole segment is there and a base backup with a copy begins after it. The second
+condition defeats an attacker who can write to the store: he can put an object in place of the last segment, but cannot
+sign a base backup that begins after it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def wal_start(manifest: Manifest | None) -> WalStart | None:
 def plan_wal(
     backend: Backend, repository: Repository, kept: Iterable[Commit], unread: Iterable[str], now: datetime
 ) -> WalPlan:
-    """Find the WAL that no base backup needs, and parts that none needs.
+    """Find the WAL that no base backup needs, and superseded parts of segments.
 
     Arguments:
         repository: used for base backups whose copies do not say where their WAL starts.

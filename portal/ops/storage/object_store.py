@@ -59,7 +59,12 @@ _REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
 
 
 class _Cause(NamedTuple):
-    """The one cause of some answers, with the words for it."""
+    """A cause of errors, known by codes in a store's answer.
+
+    Arguments:
+        codes: any of them identifies the cause.
+        message: the message, with fields such as ``{what}``.
+    """
 
     codes: tuple[str, ...]
     error: type[StorageError]
@@ -228,7 +233,7 @@ class ObjectStoreBackend:
         return S3Head.of(self._destination, self._environ)
 
     def _headers(self) -> dict[str, str]:
-        """The headers of an upload to S3: its checksum is to be kept (objects with a lock need that), and the lock."""
+        """The headers of an upload to S3: the algorithm of its checksum, which locked objects require, and the lock."""
         if not self._is_s3:
             return {}
         headers = {"x-amz-sdk-checksum-algorithm": "SHA256"}
