@@ -11,6 +11,7 @@
     ├── SourceError                exit 1   a source cannot be read
     │   ├── ClientToolError        exit 1   pg_dump or pg_restore is missing, or too old for the server
     │   ├── ConnectionFailedError  exit 1   the server cannot be reached            (retry)
+    │   │   └── SessionEndedError  exit 1   the server ended the session            (retry)
     │   ├── AccessDeniedError      exit 1   the server refused the user, or access to an object
     │   │   └── LoginRefusedError  exit 1   wrong password, or no such user
     │   ├── DatabaseAbsentError    exit 1   the server has no such database
@@ -130,6 +131,10 @@ class ConnectionFailedError(SourceError):
     """The database server cannot be reached."""
 
     retryable = True
+
+
+class SessionEndedError(ConnectionFailedError):
+    """The server ended the session, as when a restore replaces the database."""
 
 
 class AccessDeniedError(SourceError):

@@ -332,7 +332,7 @@ class TestFailure:
             ("canceling statement due to lock timeout", SchemaChangedError, "migration"),
             ("ERROR:  out of shared memory", DumpFailedError, "max_locks_per_transaction"),
             ("ERROR:  invalid page in block 7 of relation base/5/1", DumpFailedError, "damaged"),
-            ("FATAL:  terminating connection due to administrator command", DumpFailedError, "went away"),
+            ("server closed the connection unexpectedly", DumpFailedError, "went away"),
             ('ERROR:  relation "finding" does not exist', SchemaChangedError, "try again"),
             ("something new", DumpFailedError, "own words"),
         ],

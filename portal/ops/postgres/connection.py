@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from portal.ops.errors import ConfigurationError, ConnectionFailedError, PoolerError, SourceError
+from portal.ops.errors import ConfigurationError, ConnectionFailedError, PoolerError, SessionEndedError, SourceError
 from portal.ops.postgres.environment import client_environment, only_our_variables
 from portal.ops.postgres.refusals import POOLER_HINT, explain_refusal
 
@@ -66,6 +66,8 @@ _EVENT_TRIGGERS_SINCE: Final = 170000
 _MAY_SET: Final = "SELECT has_parameter_privilege('event_triggers', 'SET')"
 _MAINTENANCE: Final = "postgres"
 _PATIENCE_SECONDS: Final = 0.2
+_REPLACED_PAUSES_SECONDS: Final = (0.02, 0.1, 0.4)
+"""A swap is one transaction: a session that waited for it is refused once, and the next one reaches the new database."""
 
 _silent: dict[tuple[str, int, str], bool] = {}
 """Whether a user of a server may disable event triggers, as far as known."""
@@ -95,21 +97,32 @@ def libpq_environment(target: DatabaseTarget) -> dict[str, str]:
 def connect(target: DatabaseTarget) -> Connection:
     """Open an autocommit connection that no time limit of the role or the database ends.
 
-    It waits for a lock for at most `target.lock_seconds`.
+    It waits for a lock for at most `target.lock_seconds`. Where the database is being replaced, it connects to the new
+    one.
 
     Raises:
+        SessionEndedError: the server ended each of several sessions while it was opened (retryable).
         ConnectionFailedError: the server cannot be reached, or has no free connection (retryable).
         AccessDeniedError: the server refuses this user; `LoginRefusedError` if the role may not log in here.
         DatabaseAbsentError: the database does not exist.
         PoolerError: a connection pooler answers.
         ConfigurationError: the connection's options are invalid.
     """
+    for pause in _REPLACED_PAUSES_SECONDS:
+        try:
+            return _connect(target)
+        except SessionEndedError:
+            time.sleep(pause)
+    return _connect(target)
+
+
+def _connect(target: DatabaseTarget) -> Connection:
     was_known = _key(target) in _silent
     options = silencing_options(target)
     try:
         return _open(target, options)
-    except ConnectionFailedError:
-        if was_known:
+    except ConnectionFailedError as error:
+        if was_known or isinstance(error, SessionEndedError):
             raise
         # The previous connection may still be closing, and count towards the user's connection limit.
         time.sleep(_PATIENCE_SECONDS)

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Self
 import psycopg
 from psycopg.sql import SQL
 
-from portal.ops.errors import DumpFailedError, SchemaChangedError
+from portal.ops.errors import DumpFailedError, SchemaChangedError, SessionEndedError
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect, conninfo, libpq_environment, silencing_options
 from portal.ops.postgres.explained import explained_errors
@@ -47,6 +47,7 @@ _STATISTICS_SINCE = 18
 # We hold the locks that pg_dump needs. If pg_dump must wait for one, a session that wants to drop the table is queued
 # between us and waits for our lock in turn; only starting again resolves that.
 _QUEUED_SECONDS = 1.0
+_MOST_ENDED = 3
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 
 
@@ -88,11 +89,13 @@ def open_dump(
             fits; each has a subclass of its own.
     """
     until = time.monotonic() + lock_timeout_seconds
-    for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
+    for attempt, pause in enumerate(chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1]))):
         try:
             return _open(target, runner, timeout_seconds, bin_dir, lock_timeout_seconds)
-        except SchemaChangedError:
-            if time.monotonic() + pause > until:
+        except (SchemaChangedError, SessionEndedError) as error:
+            # A restore replaces the database once. Who ends our session again and again means it.
+            ended_too_often = isinstance(error, SessionEndedError) and attempt >= _MOST_ENDED
+            if ended_too_often or time.monotonic() + pause > until:
                 raise
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
@@ -158,13 +161,14 @@ class _Parts:
 
         Raises:
             SchemaChangedError: tables were created or dropped while pg_dump was reading the schema.
+            SessionEndedError: the database was replaced meanwhile.
         """
         if self.stdout.has_begun():
             return
         returncode = self.process.wait()
         if returncode != 0:
             error = explain_dump_failure(returncode, self.process.stderr_tail())
-            if isinstance(error, SchemaChangedError):
+            if isinstance(error, SchemaChangedError | SessionEndedError):
                 raise error
 
 

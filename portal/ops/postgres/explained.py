@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from portal.ops.errors import AccessDeniedError, ConnectionFailedError, SourceError
+from portal.ops.errors import AccessDeniedError, ConnectionFailedError, SessionEndedError, SourceError
 from portal.ops.postgres.locks import locked_out
 from portal.ops.postgres.refusals import reason_of
 
@@ -24,6 +24,7 @@ def explained_errors(target: DatabaseTarget) -> Iterator[None]:
     Raises:
         AccessDeniedError: the user lacks a privilege.
         BusyError: another session held a lock for too long (retryable).
+        SessionEndedError: the server ended the session, as when a restore replaces the database (retryable).
         ConnectionFailedError: the connection was lost (retryable).
         SourceError: any other error of the server.
     """
@@ -34,6 +35,12 @@ def explained_errors(target: DatabaseTarget) -> Iterator[None]:
         raise AccessDeniedError(f"the server refuses: {reason_of(str(error))}", hint=hint) from error
     except psycopg.errors.LockNotAvailable as error:
         raise locked_out(target) from error
+    except psycopg.errors.AdminShutdown as error:
+        raise SessionEndedError(
+            f"the server at {target.host}:{target.port} ended the session: {reason_of(str(error))}",
+            hint="a restore replaced the database, an administrator ended the session, or the server is stopping: "
+            "try again",
+        ) from error
     except psycopg.OperationalError as error:
         raise ConnectionFailedError(
             f"lost the server at {target.host}:{target.port}: {reason_of(str(error))}",

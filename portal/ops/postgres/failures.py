@@ -11,6 +11,7 @@ from portal.ops.errors import (
     ClientToolError,
     DumpFailedError,
     SchemaChangedError,
+    SessionEndedError,
     SourceError,
 )
 
@@ -62,6 +63,12 @@ _CAUSES = (
         "could not read block|invalid page|missing chunk|unexpected chunk|checksum",
         DumpFailedError,
         "the server's own files are damaged: see its log, run pg_amcheck, and keep every older backup",
+    ),
+    _cause(
+        "terminating connection due to administrator command|just been dropped or renamed|"
+        "invalid snapshot identifier|snapshot .* does not exist|snapshot from a different database",
+        SessionEndedError,
+        "a restore replaced the database, an administrator ended the session, or the server is stopping: try again",
     ),
     _cause(
         "terminating connection|server closed the connection|connection to server|SSL SYSCALL|could not receive data",

@@ -18,6 +18,7 @@ from portal.ops.errors import (
     DatabaseAbsentError,
     LoginRefusedError,
     PoolerError,
+    SessionEndedError,
     SourceError,
 )
 
@@ -95,6 +96,12 @@ _REFUSALS = (
         AccessDeniedError,
         "user {user} may not connect to database {name}",
         "as an administrator: GRANT CONNECT ON DATABASE {name} TO {user}",
+    ),
+    _refusal(
+        "just been dropped or renamed|terminating connection due to administrator command",
+        SessionEndedError,
+        "the server at {host}:{port} replaced database {name}, or ended the session, while it was being opened",
+        "a restore may have replaced it, or the server is stopping: try again",
     ),
     _refusal(
         'database ".*" does not exist',
