@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import ArchiveAbsentError, ConfigurationError, IdentityError, NotIntactError
+from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.model import SUFFIX, VerifyLevel
 from portal.ops.offsite.fetch import FetchJob
 from portal.ops.offsite.listing import list_copies
@@ -241,16 +242,24 @@ class TestPrune:
         assert len(list_copies(offsite.backend()).line_of(list_copies(offsite.backend()).find(newest.backup_id))) == 2
 
     def test_copies_that_were_replaced_and_remains_go(self, offsite: Offsite) -> None:
-        """Of two copies of an archive the older goes, and so do segments that never got a commit, after a week."""
+        """Of two copies of an archive the older goes; after a week, so do segments without a commit.
+
+        The files of killed writers go with them.
+        """
         offsite.copied()
         name = list_copies(offsite.backend()).commits[0].backup_id
         assert offsite.copy(name, again=True).error is None
         remains = offsite.directory / "disk" / "media_20200101_000000_abcdef"
         remains.mkdir()
         (remains / "00000.age").write_bytes(b"x")
+        killed = [remains / temporary_name("00001.age"), remains.parent / name / temporary_name("00000.age")]
+        for path in killed:
+            path.write_bytes(b"half")
         assert self._later(offsite, 1, RetentionRule()).run().swept == ()
         result = self._later(offsite, 8, RetentionRule()).run()
-        assert result.swept == (f"{remains.name}/00000.age",)
+        hidden = sorted(str(path.relative_to(remains.parent)) for path in killed)
+        assert (result.swept[0], sorted(result.swept[1:])) == (f"{remains.name}/00000.age", hidden)
+        assert not any(path.exists() for path in [*killed, remains])
         assert [commit.stem.generation for commit in list_copies(offsite.backend()).commits] == [1]
         assert offsite.elsewhere().fetch(name).exists()
 

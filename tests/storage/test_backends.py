@@ -89,6 +89,23 @@ class TestEveryStore:
         assert [one.name for one in backend.list("a/")] == ["a/1.age", "a/2.age"]
         assert [one.name for one in backend.list_top()] == ["a.json"]
 
+    def test_hides_what_is_being_written(self, backend: Backend, tmp_path: Path) -> None:
+        """The file of a killed writer is no object; where a store has such files, they are listed, and can be removed.
+
+        Files that others have hidden there are not ours.
+        """
+        put(backend, "a/1.age", b"x")
+        directory = next((path.parent for path in tmp_path.rglob("1.age")), None)
+        killed = f".2.age.{123:09}.tmp"
+        if directory is not None:
+            (directory / ".snapshot").mkdir()
+            for name in (killed, ".DS_Store", ".tmp", f".snapshot/{killed}"):
+                (directory / name).write_bytes(b"half")
+        assert [one.name for one in backend.list("")] == ["a/1.age"]
+        assert [(one.name, one.size) for one in backend.unfinished()] == ([(f"a/{killed}", 4)] if directory else [])
+        backend.delete(f"a/{killed}")
+        assert list(backend.unfinished()) == []
+
     def test_is_empty_at_first(self, backend: Backend) -> None:
         """A place that nothing was written to lists nothing."""
         assert list(backend.list("")) == list(backend.list("none/")) == list(backend.list_top()) == []

@@ -189,6 +189,11 @@ class Unsteady:
         self._break("list")
         return self._real.list_top()
 
+    def unfinished(self) -> Iterator[StoredObject]:
+        """List, unless the connection breaks."""
+        self._break("list")
+        return self._real.unfinished()
+
     def head(self, name: str) -> StoredObject:
         """Look, unless the connection breaks."""
         self._break("head")

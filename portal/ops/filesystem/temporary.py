@@ -5,10 +5,12 @@ A number of the process would not do: threads share it, and so do processes in s
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Final
 
 _NUMBERS: Final = 10**9
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9]{1,9}\.tmp", re.DOTALL)
 
 
 def temporary_name(name: str) -> str:
@@ -18,3 +20,13 @@ def temporary_name(name: str) -> str:
         name: the name of a file, without a directory.
     """
     return f".{name}.{secrets.randbelow(_NUMBERS)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether `temporary_name` has made this name."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_visible(name: str) -> bool:
+    """Whether a name is not hidden; temporary files are, and what others hide in a directory."""
+    return not name.startswith(".")

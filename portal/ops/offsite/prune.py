@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.offsite.prune")
 
 _UNFINISHED_AGE: Final = timedelta(days=7)
-"""Segments without a commit may belong to a copy in progress; after this time they do not."""
+"""Segments without a commit, and temporary files, may belong to a copy in progress; after this time they do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +308,10 @@ class OffsitePruneJob:
         return ""
 
     def _remains(self, backend: Backend, listing: Listing) -> list[str]:
-        """The objects of copies without a commit that have not changed for a week."""
+        """The objects of copies without a commit that have not changed for a week, and temporary files as old.
+
+        Their writers are gone: one that lives would have written meanwhile, or given up.
+        """
         committed = {str(commit.stem) for commit in listing.commits} | {*listing.damaged, *listing.foreign}
         newest: dict[str, Any] = {}
         objects: defaultdict[str, list[str]] = defaultdict(list)
@@ -318,7 +321,8 @@ class OffsitePruneJob:
                 objects[directory].append(one.name)
                 newest[directory] = max(one.modified, newest.get(directory, one.modified))
         old = [stem for stem in sorted(objects) if self._clock() - newest[stem] > _UNFINISHED_AGE]
-        return [name for stem in old for name in objects[stem]]
+        abandoned = [one.name for one in backend.unfinished() if self._clock() - one.modified > _UNFINISHED_AGE]
+        return [name for stem in old for name in objects[stem]] + abandoned
 
     def _sweep(self, backend: Backend, remains: list[str], builder: _ResultBuilder) -> None:
         for name in remains:

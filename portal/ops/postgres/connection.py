@@ -67,7 +67,7 @@ _MAY_SET: Final = "SELECT has_parameter_privilege('event_triggers', 'SET')"
 _MAINTENANCE: Final = "postgres"
 _PATIENCE_SECONDS: Final = 0.2
 _REPLACED_PAUSES_SECONDS: Final = (0.02, 0.1, 0.4)
-"""A swap is one transaction: a session that waited for it is refused once, and the next one reaches the new database."""
+"""A session that waited for a swap is refused once; the next one reaches the new database."""
 
 _silent: dict[tuple[str, int, str], bool] = {}
 """Whether a user of a server may disable event triggers, as far as known."""

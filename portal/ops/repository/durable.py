@@ -7,18 +7,15 @@ whose own commands could not use it otherwise.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from portal.ops.filesystem.temporary import temporary_name
+from portal.ops.filesystem.temporary import is_temporary, temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-_UNFINISHED: Final = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -141,7 +138,7 @@ def unfinished(directory: Path) -> list[Path]:
         names = os.listdir(directory)
     except (FileNotFoundError, PermissionError):
         return []
-    return [directory / name for name in sorted(names) if _UNFINISHED.fullmatch(name)]
+    return [directory / name for name in sorted(names) if is_temporary(name)]
 
 
 def sync_directory(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The interface to off-site stores: seven methods that object stores, SFTP servers and directories all support.
+"""The interface to off-site stores: eight methods that object stores, SFTP servers and directories all support.
 
 Object names are relative to the destination, with slashes between their parts. An object is written once; writing the
 name again is refused. Every implementation passes one suite (`tests/storage/test_backends.py`).
@@ -77,6 +77,12 @@ class Backend(Protocol):
 
     def list_top(self) -> Iterator[StoredObject]:
         """The objects directly below the destination, none of them deeper."""
+
+    def unfinished(self) -> Iterator[StoredObject]:
+        """The hidden files of writers that are at work or were killed; an object store has none.
+
+        No other method lists them; `delete` removes one.
+        """
 
     def head(self, name: str) -> StoredObject:
         """An object with its digest: the store's own, or that of the content as read.

@@ -18,12 +18,12 @@ from portal.ops.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
-from portal.ops.filesystem.temporary import temporary_name
+from portal.ops.filesystem.temporary import is_temporary, is_visible, temporary_name
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from portal.ops.storage.backend import Data
 
@@ -95,6 +95,12 @@ class DirectoryBackend:
             self._check_present()
             yield from self._below(self._path, "", deep=False)
 
+    def unfinished(self) -> Iterator[StoredObject]:
+        """Temporary files below the destination; see `Backend.unfinished`."""
+        with self._explained(""):
+            self._check_present()
+            yield from self._below(self._path, "", deep=True, wanted=is_temporary)
+
     def head(self, name: str) -> StoredObject:
         """An object with the digest of its file; see `Backend.head`."""
         digest = new_digest()
@@ -116,18 +122,18 @@ class DirectoryBackend:
     def close(self) -> None:
         """Do nothing: no file stays open."""
 
-    def _below(self, directory: Path, prefix: str, *, deep: bool) -> Iterator[StoredObject]:
+    def _below(
+        self, directory: Path, prefix: str, *, deep: bool, wanted: Callable[[str], bool] = is_visible
+    ) -> Iterator[StoredObject]:
         try:
             entries = sorted(os.scandir(directory), key=lambda one: one.name + ("/" if one.is_dir() else ""))
         except FileNotFoundError:
             return
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir(follow_symlinks=False):
-                if deep:
-                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", deep=True)
-            else:
+                if deep and is_visible(entry.name):
+                    yield from self._below(Path(entry.path), f"{prefix}{entry.name}/", deep=True, wanted=wanted)
+            elif wanted(entry.name):
                 with suppress(FileNotFoundError):  # removed meanwhile
                     yield _stored(f"{prefix}{entry.name}", entry.stat())
 

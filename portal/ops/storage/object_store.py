@@ -283,6 +283,10 @@ class ObjectStoreBackend:
         for one in sorted(found, key=lambda one: str(one["path"])):
             yield _stored(one)
 
+    def unfinished(self) -> Iterator[StoredObject]:
+        """Nothing: an upload that is broken off leaves no object; see `Backend.unfinished`."""
+        return iter(())
+
     def head(self, name: str) -> StoredObject:
         """An object with its digest; see `Backend.head`."""
         import obstore

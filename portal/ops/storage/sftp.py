@@ -18,7 +18,7 @@ from portal.ops.errors import (
     StoreFullError,
     StoreUnreachableError,
 )
-from portal.ops.filesystem.temporary import temporary_name
+from portal.ops.filesystem.temporary import is_temporary, is_visible, temporary_name
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ class SftpBackend:
         with self._explained(""):
             found = self._run(_gathered(self._below("", deep=False)))
         yield from sorted(found, key=lambda one: one.name)
+
+    def unfinished(self) -> Iterator[StoredObject]:
+        """Temporary files below the destination; see `Backend.unfinished`."""
+        with self._explained(""):
+            yield from self._run(_gathered(self._below("", deep=True, wanted=is_temporary)))
 
     def head(self, name: str) -> StoredObject:
         """An object with the digest of its content as read; see `Backend.head`."""
@@ -221,7 +226,9 @@ class SftpBackend:
         if not await sftp.isdir(self._root):
             raise _RootAbsentError
 
-    async def _below(self, prefix: str, *, deep: bool) -> AsyncIterator[StoredObject]:
+    async def _below(
+        self, prefix: str, *, deep: bool, wanted: Callable[[str], bool] = is_visible
+    ) -> AsyncIterator[StoredObject]:
         import asyncssh
 
         sftp = await self._client()
@@ -232,13 +239,11 @@ class SftpBackend:
             return
         for entry in entries:
             name = entry.filename if isinstance(entry.filename, str) else entry.filename.decode(errors="replace")
-            if name.startswith("."):
-                continue
             if stat.S_ISDIR(entry.attrs.permissions or 0):
-                if deep:
-                    async for one in self._below(f"{prefix}{name}/", deep=True):
+                if deep and is_visible(name):
+                    async for one in self._below(f"{prefix}{name}/", deep=True, wanted=wanted):
                         yield one
-            else:
+            elif wanted(name):
                 yield _stored(prefix + name, entry.attrs)
 
     async def _delete(self, name: str) -> None:

@@ -86,6 +86,10 @@ class VersionedBackend:
         """The objects directly below the destination at that time; see `Backend.list_top`."""
         return (found for found in self.list("") if "/" not in found.name)
 
+    def unfinished(self) -> Iterator[StoredObject]:
+        """Nothing; see `Backend.unfinished`."""
+        return iter(())
+
     def head(self, name: str) -> StoredObject:
         """An object at that time, with the digest of its content as read; see `Backend.head`."""
         digest = new_digest()
