@@ -192,7 +192,7 @@ class Commit:
             wal=_wal_start(found.get("wal")),
         )
         count = -(-commit.archive_size // commit.segment_bytes)
-        if not 0 < commit.segment_bytes <= _MOST_SEGMENT or count != len(commit.segments) or not count:
+        if commit.segment_bytes > _MOST_SEGMENT or count != len(commit.segments):
             raise ValueError("segments that do not make up the archive")
         return commit
 
