@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from portal.ops.settings.destination import Destination
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 _SHARED: Final = "~/.aws/credentials"
 
