@@ -423,12 +423,12 @@ def _compared(backend: Backend, commit: Commit, advance: Advance) -> CopyFinding
             found = backend.head(name)
         except ObjectAbsentError:
             damages.append(f"{name} is missing")
-            continue
-        is_downloaded |= not found.is_own_digest
-        if found.size != segment.size:
-            damages.append(f"{name} has {found.size:,} bytes, and should have {segment.size:,}")
-        elif found.sha256 != segment.sha256:
-            damages.append(f"{name} has another SHA-256 than it should")
+        else:
+            is_downloaded |= not found.is_own_digest
+            if found.size != segment.size:
+                damages.append(f"{name} has {found.size:,} bytes, and should have {segment.size:,}")
+            elif found.sha256 != segment.sha256:
+                damages.append(f"{name} has another SHA-256 than it should")
         advance(commit.plain_size(number))
         if len(damages) >= _MOST_DAMAGES:
             break
