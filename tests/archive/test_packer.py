@@ -201,7 +201,7 @@ def test_a_file_that_changes_is_read_three_times(
 def test_too_many_attributes_are_left_out_and_noted_once(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often the file was read; the directory has a note of its own."""
 
-    def refuse(_: int) -> None:
+    def refuse(_: int, __: list[str]) -> None:
         raise TooManyXattrsError
 
     monkeypatch.setattr(packer, "read_xattrs", refuse)

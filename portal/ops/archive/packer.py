@@ -27,7 +27,7 @@ from portal.ops.filesystem.xattrs import TooManyXattrsError, read_xattrs
 from portal.ops.runtime.pipe_messages import receive, send
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from portal.ops.filesystem.xattrs import Xattrs
 
@@ -53,15 +53,18 @@ _FORMS: Final = {"directory": stat.S_ISDIR, "symlink": stat.S_ISLNK, "hardlink":
 Item = tuple[str, str, str]
 """An item to pack: path, type and, for a file with several names, the member with the content (possibly itself)."""
 
+Foreign = dict[str, tuple[int, str]]
+"""For each extended attribute that is not kept: how many members have it, and the first of them by path."""
+
 
 class Pack:
     """A finished frame, and facts about its members.
 
     `lines` are the members' index lines, still without frame numbers. `vanished` and `special` are members that were
     left out; `changed` are members kept although they changed while being read. `outside` are symlinks that lead out of
-    the component, with their targets; `stripped` are files with more extended attributes than can be kept; `large` are
-    files that have grown too large to be packed; `rest` are items that did not fit into the frame. `failure` is the
-    path and error number of a file that could not be read.
+    the component, with their targets; `stripped` are files with more extended attributes than can be kept; `foreign`
+    counts attributes that are not kept; `large` are files that have grown too large to be packed; `rest` are items that
+    did not fit into the frame. `failure` is the path and error number of a file that could not be read.
 
     This is no dataclass: importing `dataclasses` takes a helper as long as its first frames.
     """
@@ -77,6 +80,7 @@ class Pack:
         self.special: list[str] = []
         self.outside: list[tuple[str, str]] = []
         self.stripped: list[str] = []
+        self.foreign: Foreign = {}
         self.rest: list[Item] = []
         self.large: list[Item] = []
         self.failure: tuple[str, int] | None = None
@@ -132,7 +136,10 @@ class Packer:
                     done.outside.append((path, link))
             member = member_of(path, MemberType(kind), found, link=link, at=self._end)
             if kind == "directory":
-                member = member._replace(xattrs=xattrs_of(path, tree.directory(source_of(path)), done.stripped))
+                foreign: list[str] = []
+                xattrs = xattrs_of(path, tree.directory(source_of(path)), done.stripped, foreign)
+                count_foreign(done.foreign, ((name, (1, path)) for name in foreign))
+                member = member._replace(xattrs=xattrs)
             self._put_header(tar_header(member, backup_id))
             done.lines.append(encode_member(member))
 
@@ -140,6 +147,7 @@ class Packer:
         path = item[0]
         stripped: list[str] = []
         for attempt in range(1, ATTEMPTS + 1):
+            foreign: list[str] = []
             descriptor = tree.open_file(source_of(path))
             try:
                 before = os.fstat(descriptor)
@@ -150,7 +158,7 @@ class Packer:
                     done.large.append(item)
                     return
                 member = member_of(path, MemberType.FILE, before, at=self._end)
-                if xattrs := xattrs_of(path, descriptor, stripped):
+                if xattrs := xattrs_of(path, descriptor, stripped, foreign):
                     member = member._replace(xattrs=xattrs)
                 header = tar_header(member, backup_id)
                 start = self._end + len(header)
@@ -164,6 +172,8 @@ class Packer:
                 member = member._replace(size=size)
                 header = tar_header(member, backup_id)
         done.stripped += stripped[:1]
+        if foreign:
+            count_foreign(done.foreign, ((name, (1, path)) for name in foreign))
         self._put_header(header)
         self._end = start + member.size
         self._put_zeros(tar.padding(member.size))
@@ -197,13 +207,24 @@ def same_content(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
-def xattrs_of(path: str, descriptor: int, stripped: list[str]) -> Xattrs:
-    """The extended attributes of an open file or directory; if they are too many, none, and its path is noted."""
+def xattrs_of(path: str, descriptor: int, stripped: list[str], foreign: list[str]) -> Xattrs:
+    """The extended attributes of an open file or directory; if they are too many, none, and its path is noted.
+
+    Arguments:
+        foreign: receives the names of attributes that an archive leaves out.
+    """
     try:
-        return read_xattrs(descriptor)
+        return read_xattrs(descriptor, foreign)
     except TooManyXattrsError:
         stripped.append(path)
         return ()
+
+
+def count_foreign(counted: Foreign, more: Iterable[tuple[str, tuple[int, str]]]) -> None:
+    """Add up how many members have attributes that are left out."""
+    for name, (count, path) in more:
+        before, first = counted.get(name, (0, path))
+        counted[name] = before + count, min(first, path)
 
 
 def source_of(path: str) -> str:

@@ -44,6 +44,7 @@ class Tally:
     special: list[str] = field(default_factory=list)
     outside: list[tuple[str, str]] = field(default_factory=list)
     stripped: list[str] = field(default_factory=list)
+    foreign: packer.Foreign = field(default_factory=dict)
 
     def count(self, files: int, content_bytes: int) -> None:
         """Count written files."""
@@ -160,8 +161,9 @@ class TreeMembers:
             self._tally.special.append(path)
             return True
         stripped: list[str] = []
+        foreign: list[str] = []
         member = packer.member_of(path, MemberType.FILE, before)._replace(
-            xattrs=packer.xattrs_of(path, descriptor, stripped),
+            xattrs=packer.xattrs_of(path, descriptor, stripped, foreign),
             sparse=data_extents(descriptor, before) if _is_utf8(path) else (),
         )
         packed = SparsePayload(descriptor, member.sparse) if member.sparse else None
@@ -196,6 +198,7 @@ class TreeMembers:
         if not unchanged:
             self._tally.changed.append(path)
         self._tally.stripped += stripped
+        packer.count_foreign(self._tally.foreign, ((name, (1, path)) for name in foreign))
         self._output.then(lambda: self._take_large(member, numbers[0], digest.hexdigest()))
         return True
 
@@ -231,6 +234,7 @@ class TreeMembers:
         self._tally.special += pack.special
         self._tally.outside += pack.outside
         self._tally.stripped += pack.stripped
+        packer.count_foreign(self._tally.foreign, pack.foreign.items())
         self._grown += pack.large
         if pack.rest:
             self._take_pack(self._pool.pack(self._tree_number, self._tree, pack.rest).result())

@@ -17,17 +17,20 @@ from portal.ops.backup.walk import FileTree, identity, tree_bytes
 from portal.ops.backup.written import Written
 from portal.ops.chains.deletions import encode_deletions
 from portal.ops.chains.state_cache import Totals
+from portal.ops.filesystem.xattrs import LABELS
 from portal.ops.manifest import Manifest, room_for
 from portal.ops.model import DELETED, Component, Loss, timestamp, version_of
 from portal.ops.postgres.credential_key import credential_detail
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import available_cores
+from portal.ops.units import counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.archive.blocks import Readable
+    from portal.ops.archive.packer import Foreign
     from portal.ops.backup.config import BackupConfig
     from portal.ops.backup.increment import Increment
     from portal.ops.backup.strategy import Strategy
@@ -43,6 +46,8 @@ log = engine_log("portal.ops.backup.collect")
 _SECOND: Final = 1_000_000_000
 _MOST_LINKS: Final = 5
 _MOST_ROTATIONS: Final = 5
+_MOST_ATTRIBUTES: Final = 10
+_NAME_CHARACTERS: Final = 80
 _WORTH_TELLING: Final = 100
 """The manifest has the sizes of tables that are at least one part in this number of the database."""
 
@@ -211,6 +216,7 @@ class Collection:
             "root": "directory" if source.is_dir() else "file",
             "read_from_ns": read_from,
             "source": place_of(source),
+            **_left_out(tally.foreign),
         }
 
     def _copy_changes(self, increment: Increment, writer: ArchiveWriter) -> dict[str, Any]:
@@ -234,6 +240,7 @@ class Collection:
             "root": "directory",
             "read_from_ns": read_from,
             "source": place_of(source),
+            **_left_out(tally.foreign),
             "deleted": len(deleted),
             "tree": {"bytes": content_bytes, "files": files},
         }
@@ -294,8 +301,29 @@ def _warnings(tally: Tally) -> list[str]:
         *(f"{path} changed each time it was read; the last version read is in the archive" for path in tally.changed),
         *(f"{path} is a socket, a FIFO or a device and was left out" for path in tally.special),
         *(f"{path} has more extended attributes than an archive takes; they were left out" for path in tally.stripped),
+        *_attributes(tally.foreign),
         *_links(tally.outside),
     ]
+
+
+def _left_out(foreign: Foreign) -> dict[str, dict[str, int]]:
+    """The detail that counts the members with each attribute that is not kept, labels of the machine included."""
+    counts = {name: count for name, (count, _) in _most_common(foreign)}
+    return {"attributes_left_out": counts} if counts else {}
+
+
+def _attributes(foreign: Foreign) -> list[str]:
+    """A warning for each attribute that is not kept and that somebody has set: not every file has it by itself."""
+    return [
+        f"{name}, an extended attribute of {counted(count, 'file or directory', 'files and directories')}, "
+        f"is not kept (the first: {path})"
+        for name, (count, path) in _most_common({name: foreign[name] for name in foreign.keys() - LABELS})
+    ]
+
+
+def _most_common(foreign: Foreign) -> list[tuple[str, tuple[int, str]]]:
+    most = sorted(foreign.items(), key=lambda one: (-one[1][0], one[0]))[:_MOST_ATTRIBUTES]
+    return [(printable(name)[:_NAME_CHARACTERS], found) for name, found in most]
 
 
 def _links(outside: list[tuple[str, str]]) -> list[str]:

@@ -1,7 +1,7 @@
 """Extended attributes that belong to a file's owner: `user.*`, and POSIX access control lists.
 
-Others belong to the machine (security labels, `trusted.*`) and are left alone. Values are kept in base64, as the index
-of an archive and the journal of a restore write them.
+Others belong to the machine (security labels, `trusted.*`) and are left alone; a backup counts them. Values are kept in
+base64, as the index of an archive and the journal of a restore write them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,20 @@ Xattrs = tuple[tuple[str, str], ...]
 MOST_BYTES: Final = 1 << 16
 MOST_NAMES: Final = 1000
 """A file with more than that has them left out of an archive, with a warning."""
+
+LABELS: Final = frozenset(
+    {
+        "security.SMACK64",
+        "security.evm",
+        "security.ima",
+        "security.selinux",
+        "system.nfs4_acl",
+        "system.nfs4_dacl",
+        "system.nfs4_sacl",
+    }
+)
+"""Attributes that a machine or file server gives to every file, by rules of its own; an access list of NFSv4 repeats
+the mode where nobody has set another."""
 
 ACCESS_LIST: Final = "system.posix_acl_access"
 _DEFAULT_LIST: Final = "system.posix_acl_default"
@@ -39,8 +53,11 @@ def is_kept(name: str) -> bool:
     return name.startswith(_USER) or name in (ACCESS_LIST, _DEFAULT_LIST)
 
 
-def read_xattrs(descriptor: int) -> Xattrs:
+def read_xattrs(descriptor: int, others: list[str] | None = None) -> Xattrs:
     """The extended attributes of an open file or directory; nothing where the file system has none.
+
+    Arguments:
+        others: receives the names of attributes that are left alone.
 
     Raises:
         TooManyXattrsError: there are more than an archive takes.
@@ -51,6 +68,8 @@ def read_xattrs(descriptor: int) -> Xattrs:
         return ()
     if not names:
         return ()
+    if others is not None:
+        others += (_portable(name) for name in names if not is_kept(name))
     found, size = [], 0
     for name in sorted(filter(is_kept, names)):
         with suppress(OSError):  # removed meanwhile
