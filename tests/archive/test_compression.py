@@ -48,11 +48,11 @@ def test_effort_follows_the_blocks_that_wait() -> None:
     gate = Event()
     with CompressorPool("full_20240115_120000_abc123", 1) as pool:
         pool._submit(lambda _: gate.wait())
-        frames = [pool.compress(ROWS) for _ in range(7)]
+        frames = [pool.compress(ROWS) for _ in range(13)]
         gate.set()
         sizes = [len(done.result()) for done in frames]
     fast, medium, hard, hardest = (len(frame.compress(ROWS, effort)) for effort in Effort)
-    assert sizes == [fast, fast, medium, medium, hard, hard, hardest]
+    assert sizes == [fast] * 2 + [medium] * 5 + [hard] * 5 + [hardest]
 
 
 @pytest.mark.parametrize(

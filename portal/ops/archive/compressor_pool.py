@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PACKER: Final = "portal.ops.archive.packer"
-_FEW_WAITING: Final = 2
+_FEW_WAITING: Final = 5
 _NICENESS: Final = 5
 """The nice value added to compressing threads, so that the main thread, pg_dump and the server run first."""
 

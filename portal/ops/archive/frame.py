@@ -41,17 +41,22 @@ _INCOMPRESSIBLE: Final = 0.97
 class Effort(IntEnum):
     """The compression effort for a frame.
 
-    Measured on the rows of a findings database, on one core of a 2026 Xeon: speed, and size relative to FAST.
+    Measured on the rows of the benchmark's findings database, on one core of an AMD EPYC: speed, and size to that
+    of FAST.
     """
 
     FAST = 0
-    """ISA-L 2: 1,100 MB/s, 1.00"""
+    """ISA-L 2: 525 MB/s, 1.00"""
     MEDIUM = 1
-    """ISA-L 3: 400 MB/s, 0.95"""
+    """libdeflate 5: 113 MB/s, 0.80"""
     HARD = 2
-    """libdeflate 6: 180 MB/s, 0.81"""
+    """libdeflate 6: 77 MB/s, 0.77"""
     HARDEST = 3
-    """libdeflate 8: 105 MB/s, 0.78"""
+    """libdeflate 8: 39 MB/s, 0.74"""
+
+
+_ISAL_LEVEL: Final = 2
+_LIBDEFLATE_LEVELS: Final = {Effort.MEDIUM: 5, Effort.HARD: 6, Effort.HARDEST: 8}
 
 
 def compress(data: Buffer, effort: Effort = Effort.FAST) -> bytes:
@@ -65,12 +70,12 @@ def compress(data: Buffer, effort: Effort = Effort.FAST) -> bytes:
 
 
 def _deflate(data: Buffer, effort: Effort) -> Buffer:
-    if effort < Effort.HARD:
-        faster: bytes = isal_zlib.compress(data, 2 if effort is Effort.FAST else 3, _RAW)
+    if effort is Effort.FAST:
+        faster: bytes = isal_zlib.compress(data, _ISAL_LEVEL, _RAW)
         return faster
     from deflate import deflate_compress  # imported late: helper processes of a fast backup do not need it
 
-    smaller: bytearray = deflate_compress(data, 6 if effort is Effort.HARD else 8)
+    smaller: bytearray = deflate_compress(data, _LIBDEFLATE_LEVELS[effort])
     return smaller
 
 

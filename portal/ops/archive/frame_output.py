@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _DONE: Final[Future[None]] = Future()
 _DONE.set_result(None)
-_AHEAD: Final = 6
+_AHEAD: Final = 14
 """The most blocks that wait to be compressed; the effort of compression depends on how many wait."""
 
 
