@@ -33,6 +33,11 @@ def human_bytes(count: float) -> str:
     return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
 
 
+def first_line(said: str) -> str:
+    """The first line with words of what a server or a program said, and ``it says nothing`` if there is none."""
+    return next((line.strip() for line in said.splitlines() if line.strip()), "it says nothing")
+
+
 def counted(count: int, noun: str, plural: str = "") -> str:
     """A number of things: ``1 table``, ``2,000 tables``."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from portal.ops.units import exact_duration, system_reason
+from portal.ops.units import exact_duration, first_line, system_reason
 from tests.support.commands import ROOT
 
 _LOCAL: Final = re.compile(r":\.\d?f\} s\b|\berror\.strerror\}|strerror or")
@@ -36,6 +36,21 @@ def test_a_reason_continues_a_sentence() -> None:
     assert system_reason(OSError(errno.EACCES, os.strerror(errno.EACCES))) == "permission denied"
     assert system_reason(OSError("a text")) == "a text"
     assert system_reason(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [("one\ntwo", "one"), ("\n \n  FATAL: x \n", "FATAL: x"), ("", "it says nothing"), ("\n", "it says nothing")],
+)
+def test_of_what_others_say_there_is_always_a_line(said: str, line: str) -> None:
+    """A server that says nothing, or begins with an empty line, makes no error of ours."""
+    assert first_line(said) == line
+
+
+def test_no_module_takes_the_first_line_by_its_place() -> None:
+    """There may be none: text from outside can be empty."""
+    sources = [path for room in ("portal", "worker", "beat", "tools") for path in ROOT.joinpath(room).rglob("*.py")]
+    assert [path.name for path in sources if re.search(r"splitlines\(\)\[(0|-1)\]", path.read_text())] == []
 
 
 def test_no_module_has_a_format_of_its_own() -> None:

@@ -145,6 +145,17 @@ class TestReports:
             reports.save(report(drill_id=name, started=moment))
         assert [one.drill_id for one in reports.all()] == ["drill_b", "drill_a", "drill_c"]
 
+    def test_old_ones_go(self, reports: DrillReports) -> None:
+        """Except the newest, whatever their age, and the newest success; what is younger than a year stays anyhow."""
+        ages = {"now": 0, "young": 365, "failed": 367, "proof": 400, "old": 401, "older": 900}
+        for name, days in ages.items():
+            reports.save(report(drill_id=name, started=NOON - timedelta(days), success=name in ("proof", "older")))
+        assert reports.remove_old(NOON, newest=6) == 0
+        assert reports.remove_old(NOON, newest=5) == 1
+        assert [one.drill_id for one in reports.all()] == ["now", "young", "failed", "proof", "old"]
+        assert reports.remove_old(NOON, newest=1) == 2
+        assert [one.drill_id for one in reports.all()] == ["now", "young", "proof"]
+
     def test_what_was_altered(self, reports: DrillReports) -> None:
         """Not what is as it was logged, nor what is gone, nor what has no digest."""
         good, bad = (reports.save(report(drill_id=name)) for name in ("drill_1", "drill_2"))

@@ -7,9 +7,13 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
+from portal.ops.errors import ConnectionFailedError
 from portal.ops.postgres.connection import connect
+from portal.ops.postgres.explained import explained_errors
+from portal.ops.postgres.refusals import explain_refusal
 from portal.ops.settings.database_url import DatabaseTarget
 
 if TYPE_CHECKING:
@@ -48,3 +52,14 @@ def test_connection_that_is_given_up_is_closed() -> None:
         signal.signal(signal.SIGUSR1, before)
         for session in sessions:
             session.close()
+
+
+def test_a_refusal_without_words_is_explained() -> None:
+    """The driver's errors can be empty: where a connection is refused, and where it is lost."""
+    target = DatabaseTarget(host="db", port=1, name="portal", user="portal")
+    assert explain_refusal(target, psycopg.OperationalError()).message.endswith("at db:1: it says nothing")
+    with (
+        pytest.raises(ConnectionFailedError, match="lost the server at db:1: it says nothing"),
+        explained_errors(target),
+    ):
+        raise psycopg.OperationalError

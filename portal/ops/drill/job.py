@@ -333,11 +333,18 @@ class DrillJob:
                 duration_seconds=report.total_seconds,
             )
             Verifications(self.repository).note(verification, self._clock())
+        reports = DrillReports(self.repository)
         try:
-            return DrillReports(self.repository).save(report)
+            digest = reports.save(report)
         except RepositoryError as error:
             log.warning("drill_report_unwritten", error=str(error))
             return ""
+        try:
+            if removed := reports.remove_old(self._clock()):
+                log.info("old_drill_reports_removed", count=removed)
+        except RepositoryError as error:
+            log.warning("old_drill_reports_kept", error=str(error))
+        return digest
 
     def _tell(self, phase: str) -> None:
         if self._progress:

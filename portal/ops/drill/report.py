@@ -7,7 +7,7 @@ are found.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from datetime import datetime  # noqa: TC003  (the codec reads the annotations)
+from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from portal.ops.repository.repository import Repository
 
 DIRECTORY: Final = ".drills"
+KEPT_REPORTS: Final = 100
+KEPT_FOR: Final = timedelta(days=366)
+"""The newest reports are kept, whatever their age, and all that are younger than this."""
+
 _SHOWN_LINES: Final = 20
 
 
@@ -131,6 +135,28 @@ class DrillReports:
         """
         self._repository.refuse_absent()
         return self._store.write(report.drill_id, report.to_dict())
+
+    def remove_old(self, now: datetime, *, newest: int = KEPT_REPORTS) -> int:
+        """Remove old reports, except the newest ones and the newest of a success; return how many were removed.
+
+        The access log keeps their outcome.
+
+        Arguments:
+            newest: how many to keep whatever their age.
+
+        Raises:
+            RepositoryError: a report cannot be removed.
+        """
+        reports = self.all()
+        proof = next((report.drill_id for report in reports if report.success), None)
+        old = [
+            report.drill_id
+            for report in reports[newest:]
+            if now - report.started > KEPT_FOR and report.drill_id != proof
+        ]
+        for drill_id in old:
+            self._store.remove(drill_id)
+        return len(old)
 
     def altered(self, entries: Iterable[AccessEntry]) -> list[str]:
         """The drills whose reports were changed after they were logged.

@@ -32,7 +32,7 @@ from portal.ops.postgres.server import maintenance
 from portal.ops.repository.faults import disk_full
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import DEVNULL
-from portal.ops.units import human_bytes
+from portal.ops.units import first_line, human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +144,7 @@ class WalReceiver:
             return RepositoryError(
                 f"the operating system refused: {error}", hint="Look at the disk and the permissions."
             )
-        return SourceError(f"the server refuses: {str(error).splitlines()[0]}", hint="See the server's log.")
+        return SourceError(f"the server refuses: {first_line(str(error))}", hint="See the server's log.")
 
     def _turn(self, stop: Event) -> None:
         """One turn: from the check to the first error."""

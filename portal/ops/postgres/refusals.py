@@ -21,6 +21,7 @@ from portal.ops.errors import (
     SessionEndedError,
     SourceError,
 )
+from portal.ops.units import first_line
 
 if TYPE_CHECKING:
     import psycopg
@@ -171,5 +172,5 @@ def explain_refusal(target: DatabaseTarget, error: psycopg.OperationalError) -> 
 
 def reason_of(text: str) -> str:
     """The first line of libpq's text that gives a reason, without the address in front."""
-    line = text.splitlines()[0]
+    line = first_line(text)
     return line.rpartition(" failed: ")[2].removeprefix("FATAL:").strip()

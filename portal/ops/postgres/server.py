@@ -29,6 +29,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.database_names import Marked
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.identity import DatabaseIdentity
+from portal.ops.units import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +183,7 @@ def restoring_errors(target: DatabaseTarget) -> Iterator[None]:
 def disk_full(reason: str) -> DiskFullError:
     """The error for a full disk on the server."""
     return DiskFullError(
-        f"the server's disk is full: {reason.strip().splitlines()[0]}",
+        f"the server's disk is full: {first_line(reason)}",
         hint=f"free space on the server: {Advice.LIST_ROLLBACKS} shows the rollback data there",
     )
 
@@ -355,4 +356,4 @@ def _database_of_new_user(target: DatabaseTarget) -> str:
 
 
 def _first_line(error: psycopg.Error) -> str:
-    return error.diag.message_primary or str(error).splitlines()[0]
+    return error.diag.message_primary or first_line(str(error))

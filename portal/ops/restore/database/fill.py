@@ -30,7 +30,7 @@ from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.surroundings import look_around
 from portal.ops.postgres.table_names import table_name
 from portal.ops.runtime.unnamed_file import unnamed_file
-from portal.ops.units import system_reason
+from portal.ops.units import first_line, system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -228,7 +228,7 @@ class Filling:
 
 
 def _reason(error: psycopg.Error) -> str:
-    return error.diag.message_primary or str(error).splitlines()[0]
+    return error.diag.message_primary or first_line(str(error))
 
 
 class _Loading:
