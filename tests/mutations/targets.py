@@ -106,19 +106,20 @@ TARGETS: Final = (
         "restores",
         f"{_ENGINE}/restore",
         "plan outcome config select_archive components dump_source background_checksum rollback restoration cleanup "
-        "live_change context job moment portal_health audit_chain scratch_dump",
+        "live_change context job moment moment_offsite recovered_database source portal_health audit_chain "
+        "scratch_dump",
         "restore/test_restore_words restore/test_restore_config restore/test_select_archive restore/test_components "
         "restore/test_portal_health restore/test_scratch_dump restore/test_moment_archive restore/test_audit_restore "
         "restore/test_media_alone restore/test_live_change restore/test_rollback restore/test_restore_job "
-        "restore/test_restore_refusals",
+        "restore/test_restore_refusals restore/test_moment_offsite pitr/test_restore_to_a_moment",
     ),
     _of(
         "database",
         f"{_ENGINE}/restore/database",
         "means model row_check newcomer plan swap live_swap in_place replacement restore stage settle object_check "
-        "fill",
+        "fill carry blockers",
         "restore/database/test_means restore/database/test_plan_in_words restore/test_components "
-        "restore/database/test_object_check restore/database/test_small_parts "
+        "restore/database/test_carried_rows restore/database/test_object_check restore/database/test_small_parts "
         "restore/database/test_database_refusals "
         "restore/database/test_database_restore restore/database/test_database_restore_state "
         "restore/database/test_real_portals restore/database/test_statistics",
@@ -155,6 +156,40 @@ TARGETS: Final = (
         "backup/test_backup_limits "
         "backup/test_source_loss backup/test_incremental backup/test_incremental_lines backup/test_backup_requests "
         "backup/test_backup_job backup/test_chained_full backup/test_backup_failures",
+    ),
+    _of(
+        "offsite",
+        f"{_ENGINE}/offsite",
+        "absent beside commit config copy fetch health layout ledger listing local missing place prune reading "
+        "receiving result sending signing state verify wal",
+        "offsite/test_commits offsite/test_offsite_words offsite/test_offsite_parts offsite/test_transfers "
+        "offsite/test_small_prunes offsite/test_looks offsite/test_many_archives offsite/test_wal_retention "
+        "offsite/test_forgery offsite/test_verification_rotation offsite/test_bring_back offsite/test_races "
+        "offsite/test_chained_copies offsite/test_one_bad_archive monitoring/test_offsite_status offsite/test_copy "
+        "drill/test_offsite_drill",
+    ),
+    _of(
+        "pitr",
+        f"{_ENGINE}/pitr",
+        "archive_index archiver_watch base_chain base_manifest base_stream combine data_dir health locales look lsn "
+        "moment offsite_wal plan prune_wal receiver recovery relations replaced replaced_wal replication scratch "
+        "scratch_server timeline unpack wal_archive wal_feed wal_fetch wal_objects wal_reader wal_sources wal_state "
+        "wal_trust window",
+        "pitr/test_wal_names pitr/test_pitr_words pitr/test_base_files pitr/test_wal_files pitr/test_wal_parts "
+        "pitr/test_scratch_parts pitr/test_window pitr/test_moment pitr/test_replaced_clusters pitr/test_wal_fetch "
+        "pitr/test_wal_signatures pitr/test_wal_sources pitr/test_races pitr/test_clocks pitr/test_locales "
+        "pitr/test_coverage pitr/test_replication pitr/test_archiver pitr/test_recovery pitr/test_incremental_bases "
+        "pitr/test_wal_service pitr/test_restore_to_a_moment pitr/test_offsite_wal pitr/test_new_server "
+        "pitr/test_retention_of_wal pitr/test_server_versions",
+    ),
+    _of(
+        "storage",
+        f"{_ENGINE}/storage",
+        "age_format age_keys backend credentials directory encrypt_helper encryption object_store objects open s3_head "
+        "sftp signature versions",
+        "storage/test_store_words storage/test_s3_parts storage/test_sftp_parts storage/test_store_keys "
+        "storage/test_objects storage/test_locks_of_objects storage/test_age storage/test_faulty_stores "
+        "storage/test_backends",
     ),
     _of(
         "worker-gate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,17 +16,19 @@ from portal.ops.errors import (
     StoreUnreachableError,
 )
 from portal.ops.model import VerifyLevel
+from portal.ops.offsite.fetch import Fetched, is_offsite
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import count_copies, is_removed, list_copies, unless_removed
+from portal.ops.offsite.local import copy_for_drill, local_archive, note_drill
 from portal.ops.offsite.signing import Trust, own_key
 from portal.ops.offsite.verify import OffsiteVerifyJob
 from portal.ops.repository.repository import Repository
-from tests.support.put_copies import NOW, Put, actions, put_copy, small_world
+from portal.ops.runtime.progress import read_text
+from portal.ops.settings.load import load_settings
+from tests.support.put_copies import ID, NOW, Put, actions, put_copy, small_world
 from tests.support.stores import Unsteady
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.offsite import Offsite
 
 
@@ -102,6 +105,17 @@ class TestLooking:
         job.run_rotation()
         found = [one for one in job.run_rotation().findings if one.stem == str(child.stem)]
         assert [one.damages for one in found] == [finding.damages]
+
+    def test_a_commit_of_another_archive(self, world: Offsite) -> None:
+        """Read to its end, the copy does not give the archive that the commit describes; nothing of it stays."""
+        commit = put_copy(world, 1, archive_sha256="0" * 64)
+        (finding,) = OffsiteVerifyJob(world.config()).run(None, VerifyLevel.CONTENTS).findings
+        assert finding.damages == (
+            f"the copy of {commit.backup_id} in {world.backend().shown} does not give the archive that its commit "
+            "describes",
+        )
+        assert finding.is_downloaded
+        assert not list((world.config().local_path / ".offsite").glob("verify-*"))
 
     def test_a_drill_is_something_else(self, world: Offsite) -> None:
         """It is said how to run one."""
@@ -182,3 +196,39 @@ class TestListing:
         assert caught.value.message == f"the copy {commit.stem} in {backend.shown} has just been removed"
         with pytest.raises(StorageError, match=r"^y$"), unless_removed(backend, commit):
             raise StorageError("y")
+
+
+class TestDrills:
+    def test_archives_that_are_here(self, tmp_path: Path) -> None:
+        """Their names are left as they are, and they are no copies."""
+        settings = load_settings({"BACKUP_LOCAL_PATH": str(tmp_path)}, read_text)
+        assert local_archive(settings, "latest") == "latest"
+        assert copy_for_drill(settings, "latest") is None
+        assert [is_offsite(name) for name in ("offsite:x", "x", Path("offsite:x"))] == [True, False, False]
+
+    def test_what_a_drill_has_shown(self, tmp_path: Path) -> None:
+        """It is recorded for the destination that the copy came from, if anything was shown."""
+        repository = Repository(tmp_path)
+        repository.prepare()
+        urls = "file:///disk file:///other"
+        settings = load_settings({"BACKUP_LOCAL_PATH": str(repository.path), "BACKUP_OFFSITE_URLS": urls}, read_text)
+        copy = Fetched(
+            backup_id=ID,
+            path=Path(),
+            destination="file:///disk",
+            checksum="",
+            size=1,
+            fetched=(),
+            recipients=("b", "a"),
+        )
+        here, other = (Ledger(repository, one) for one in settings.offsite.destinations())
+        note_drill(settings, copy, success=None)
+        assert here.proof() == {}
+        note_drill(settings, copy, success=False, clock=lambda: NOW)
+        assert here.proof()["drilled"] == {
+            "moment": NOW.isoformat(),
+            "success": False,
+            "backup_id": ID,
+            "recipients": ["a", "b"],
+        }
+        assert other.proof() == {}

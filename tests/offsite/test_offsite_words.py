@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from portal.ops.errors import ConfigurationError, IdentityError, NotIntactError, StoreUnreachableError
+from portal.ops.errors import (
+    ConfigurationError,
+    IdentityError,
+    NotIntactError,
+    StorageError,
+    StoreFullError,
+    StoreUnreachableError,
+)
 from portal.ops.model import BackupType, VerifyLevel
 from portal.ops.offsite.commit import Commit, Segment
-from portal.ops.offsite.copy import CopyResult
+from portal.ops.offsite.copy import CopyResult, _Done, _gone, _unopened
 from portal.ops.offsite.fetch import Fetched
 from portal.ops.offsite.health import DestinationState, Proof, WalCopying
 from portal.ops.offsite.layout import Stem
@@ -22,6 +29,7 @@ from portal.ops.offsite.result import DestinationsResult
 from portal.ops.offsite.verify import CopyFinding, OffsiteVerification
 from portal.ops.repository.entry import Entry
 from portal.ops.retention.plan import Decision
+from portal.ops.settings.destination import parse_destination
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +57,7 @@ STATE: Final = DestinationState(
 class TestState:
     def test_a_target_that_is_met(self) -> None:
         """To the very limit; nothing that was never copied is late."""
-        assert STATE.fault(DAY, NOW) == ""
+        assert STATE.fault(DAY, NOW) == STATE.fault(DAY, NOW - DAY / 2) == ""
         assert replace(STATE, missing=(ID,), oldest_missing=NOW - DAY).fault(DAY, NOW) == ""
         assert replace(STATE, newest=None, moment=None).fault(DAY, NOW) == ""
         assert replace(STATE, verified=Proof(moment=NOW, level="checksum")).fault(DAY, NOW) == ""
@@ -153,6 +161,46 @@ class TestResult:
             "duration_seconds": 1.235,
             "format_version": 1,
         }
+
+    @pytest.mark.parametrize(("count", "names"), [(1, "x.1"), (3, "x.1, x.2, x.3"), (5, "x.1, x.2, x.3 and 2 more")])
+    def test_copies_that_are_gone(self, count: int, names: str) -> None:
+        """Three are named, by their stems in order; none is no warning."""
+        disk = parse_destination("file:///disk")
+        assert _gone([], disk) == []
+        assert _gone([Stem("x", number) for number in range(count, 0, -1)], disk) == [
+            f"copies in file:///disk are gone: {names}; the off-site rules would keep them, so look for them with "
+            "'offsite list --as-of TIME'"
+        ]
+        assert _unopened([commit("x")] * 2, disk).startswith(
+            "2 copies in file:///disk are of archives that are no longer here,"
+        )
+
+    def test_after_a_failure(self) -> None:
+        """The store may refuse one archive, and not two in a row; one that is away or full is given up at once."""
+        done = _Done(missing=[])
+        refused, full = StorageError("no"), StoreFullError("full")
+        with done.attempt("a"):
+            raise refused
+        with done.attempt("b"):
+            pass
+        with done.attempt("c"):
+            raise refused
+        with done.attempt("d"):
+            raise WRONG_KEY
+        with done.attempt("e"):
+            raise refused
+        with pytest.raises(StorageError, match="no"), done.attempt("f"):
+            raise refused
+        assert (done.faults, done.is_logged) == ([refused, refused, WRONG_KEY, refused], True)
+        for error in (AWAY, full):
+            with pytest.raises(StorageError), _Done(missing=[]).attempt("a"):
+                raise error
+        assert list(done.failed) == list("acdef")
+        entry = Entry(name="child", type=None, moment=NOW, modified=NOW, size=1, parent="d")
+        with pytest.raises(IdentityError, match=r"^child was not copied: it needs d, which could not be copied\n"):
+            done.refuse_orphan(entry)
+        for parent in ("b", None):
+            done.refuse_orphan(entry._replace(parent=parent))
 
     def test_of_a_prune(self) -> None:
         """As JSON; what is kept is counted."""

@@ -341,7 +341,7 @@ class _Plain:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._parts.clear()
+        """Nothing is held."""
 
     def begin(self, start: int, length: int, buffer: int) -> None:
         """Choose the next part."""
