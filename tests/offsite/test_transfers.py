@@ -151,8 +151,11 @@ class TestReceiving:
         put.change(commit, 1, (put.directory / commit.segment_name(1)).read_bytes()[:-100])
         file = RemoteFile(put.backend, commit, identities)
         assert file.read_at(400, 0) == content[:400]
-        with pytest.raises(NotIntactError):
-            file.read_at(400, 400)
+        for data in (None, b""):
+            if data is not None:
+                put.change(commit, 1, data)
+            with pytest.raises(NotIntactError, match="cut short" if not identities else "is damaged"):
+                RemoteFile(put.backend, commit, identities).read_at(400, 400)
 
 
 class TestReadingSealed:
