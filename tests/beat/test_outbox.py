@@ -70,8 +70,9 @@ def office(tmp_path: Path) -> Office:
     return Office(tmp_path / "archives")
 
 
-def test_changes_are_sent_before_a_scan_and_nothing_is_kept(office: Office) -> None:
-    """Each once; no file is written while the broker answers."""
+def test_changes_are_sent_before_a_scan_and_nothing_is_kept(office: Office, caplog: pytest.LogCaptureFixture) -> None:
+    """Each once; it is logged, and no file is written while the broker answers."""
+    caplog.set_level("INFO")
     office.outbox.want_scan()
     office.seconds = 5
     office.outbox.want_scan()
@@ -85,6 +86,8 @@ def test_changes_are_sent_before_a_scan_and_nothing_is_kept(office: Office) -> N
     assert office.sent == [(changes.task_id, ["a", "b"], True), (scan.task_id, None, True)]
     assert office.outbox.dirty_since is None and office.outbox.again_at is None and office.on_disk() is None
     assert not office.kept.parent.exists()
+    said = [f"task_id='{changes.task_id}' paths=2 scan=False", f"task_id='{scan.task_id}' paths=0 scan=True"]
+    assert [line.partition("event='changes_sent' ")[2] for line in caplog.text.splitlines()] == said
 
 
 def test_without_changes_nothing_is_dirty(office: Office) -> None:

@@ -453,10 +453,16 @@ class TestMemory:
         assert not journal.exists()
         assert [event[:2] for event in events.all] == [("debug", "catalogue_discarded")]
 
-    def test_a_repository_that_cannot_be_written(self, tmp_path: Path, names: list[str]) -> None:
-        """Who may only read still gets everything."""
+    def test_a_repository_that_cannot_be_written(
+        self, tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who may only read still gets everything; the log says why nothing is remembered."""
+        events = Events(monkeypatch, "portal.ops.repository.catalogue_cache")
         (tmp_path / ".cache").write_text("in the way")
         assert [entry.name for entry in entries(tmp_path)] == names
+        ((level, event, facts),) = events.all
+        assert (level, event) == ("debug", "catalogue_unsaved")
+        assert ".cache" in facts["detail"]
 
 
 def test_an_archive_says_when_its_data_was_read(tmp_path: Path) -> None:

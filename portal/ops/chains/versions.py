@@ -47,8 +47,8 @@ class Version:
 
     size: int
     mtime_ns: int
-    sha256: str = ""
-    link: str = ""
+    sha256: str
+    link: str
     archives: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class FileVersions:
 
     path: str
     versions: tuple[Version, ...]
-    gone_since: str = ""
+    gone_since: str
 
     def to_dict(self) -> dict[str, Any]:
         """The file as types of JSON."""

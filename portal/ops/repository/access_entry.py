@@ -127,8 +127,8 @@ class AccessReport:
 
     entries: int
     last: tuple[int, str]
-    faults: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def intact(self) -> bool:

@@ -19,7 +19,7 @@ import signal
 import socket
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -250,7 +250,7 @@ class Seen:
 
     subject: str
     outcome: Outcome = Outcome.DONE
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any]
 
     def note(self, outcome: Outcome, **details: Any) -> None:
         """Set the outcome."""

@@ -77,7 +77,7 @@ class RetentionPlan:
 
     decisions: tuple[Decision, ...]
     removals: tuple[Decision, ...]
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...]
 
 
 def plan(archives: Sequence[Entry], policy: RetentionPolicy, now: datetime) -> RetentionPlan:

@@ -75,16 +75,16 @@ class PruneResult:
         fault: the error; archives in `removed` are gone nevertheless.
     """
 
-    success: bool = False
-    dry_run: bool = False
-    plan: RetentionPlan | None = None
-    wal_bytes: int = 0
-    removed: tuple[Decision, ...] = ()
-    spared: tuple[str, ...] = ()
-    swept: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    fault: OpsError | None = None
-    duration_seconds: float = 0.0
+    success: bool
+    dry_run: bool
+    plan: RetentionPlan | None
+    wal_bytes: int
+    removed: tuple[Decision, ...]
+    spared: tuple[str, ...]
+    swept: tuple[str, ...]
+    warnings: tuple[str, ...]
+    fault: OpsError | None
+    duration_seconds: float
 
     @property
     def error(self) -> str | None:

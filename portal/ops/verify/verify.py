@@ -223,14 +223,10 @@ class _Look:
             process.kill()
 
     def _feed(self, process: RunningProcess, content: Iterable[memoryview]) -> None:
-        listening = True
         for piece in content:
             self._verifier.advance(len(piece))
-            try:
-                if listening:
-                    process.stdin.write(piece)
-            except BrokenPipeError:
-                listening = False  # the exit status says why; the digest still needs the rest
+            with suppress(BrokenPipeError):  # the exit status says why; the digest still needs the rest
+                process.stdin.write(piece)
         with suppress(BrokenPipeError):
             process.stdin.close()
 

@@ -44,9 +44,9 @@ class Changes:
     stage: Tree
     attributes: Mapping[str, Attributes]
     root: Attributes
-    exact: bool = False
-    partial: bool = False
-    protected: frozenset[str] = frozenset()
+    exact: bool
+    partial: bool
+    protected: frozenset[str]
     new: int = 0
     replaced: int = 0
     same: int = 0
