@@ -75,7 +75,7 @@ def _count(descriptor: int) -> None:
 def is_abandoned(repository: Path, task_id: str) -> bool:
     """True if a process began the task and is gone."""
     try:
-        descriptor = os.open(_path(repository, task_id), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(_path(repository, task_id), os.O_RDWR)
     except (OSError, RefusedError):
         return False
     try:

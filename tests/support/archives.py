@@ -84,7 +84,7 @@ def pool() -> Iterator[CompressorPool]:
 
 def write_archive(path: Path, pool: CompressorPool, recipe: Recipe) -> Path:
     """Write an archive and its sidecar as a backup does; the archive."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     out = OutputFile(descriptor)
     writer = ArchiveWriter(out, BACKUP_ID, pool, spool_directory=path.parent, advance=recipe.advance)
     try:

@@ -37,7 +37,7 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY)
         self._is_open = True
         self.size = os.fstat(self._descriptor).st_size
 

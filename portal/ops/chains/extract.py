@@ -68,7 +68,7 @@ def write_file(content: Iterator[memoryview], member: Member, target: str) -> No
     """
     temporary = os.path.join(os.path.dirname(target), temporary_name(os.path.basename(target)))
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 for piece in content:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """Errors of opening a file if the name, or a directory above it, has just been replaced."""
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _MOST_OPEN: Final = 64
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _IS_UTF8: Final = sys.getfilesystemencoding() == "utf-8"
@@ -40,7 +40,7 @@ class Tree:
 
     def __init__(self, top: str, descriptor: int | None = None) -> None:
         self.top = top
-        self._root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if descriptor is None else descriptor
+        self._root = os.open(top, os.O_RDONLY | os.O_DIRECTORY) if descriptor is None else descriptor
         self._open: dict[str, int] = {}
 
     def __enter__(self) -> Self:

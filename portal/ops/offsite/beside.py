@@ -48,7 +48,7 @@ def archive_beside(
     with own_place(repository.path / DIRECTORY) as place:
         check_space(repository, commit.archive_size)
         path = place / f"{commit.backup_id}{SUFFIX}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         out = OutputFile(descriptor)
         try:
             receive(backend, commit, identities, out, advance)

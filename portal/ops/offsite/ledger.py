@@ -148,7 +148,7 @@ class Ledger:
             BusyError: another process does, and did not end in time.
         """
         self.prepare()
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             deadline = time.monotonic() + timeout
             while not try_lock(descriptor, fcntl.LOCK_EX):
@@ -212,7 +212,7 @@ class Ledger:
             RepositoryError: it cannot be written.
         """
         with _explained(self._path):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
                 size = os.fstat(descriptor).st_size
                 ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"

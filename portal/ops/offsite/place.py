@@ -54,13 +54,13 @@ def own_place(directory: Path) -> Iterator[Path]:
     import tempfile  # imported late: a fetch needs no temporary directory
 
     make_hidden(directory)
-    gate = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    gate = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)  # otherwise another process might remove it before it is locked
         for left in directory.glob(f"{_PREFIX}*"):
             _remove_unused(left)
         place = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(gate)
@@ -73,7 +73,7 @@ def own_place(directory: Path) -> Iterator[Path]:
 
 def _remove_unused(place: Path) -> None:
     try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return  # another process has removed it, or it is another user's
     try:

@@ -138,7 +138,7 @@ class Sender:
 
     def _send(self, archive: ArchiveFile, entry: Entry, pending: _Pending) -> Commit:
         try:
-            descriptor = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(archive.path, os.O_RDONLY)
         except OSError as error:
             raise explain(error, "cannot read", archive.path) from error
         try:

@@ -102,7 +102,7 @@ def index_lock(directory: Path) -> AbstractContextManager[None]:
 
 def append(directory: Path, file: WalFile) -> None:
     """Append a line durably, after ending a truncated one. The caller must hold the lock."""
-    descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"

@@ -199,7 +199,7 @@ def _sync(data: Path) -> None:
     """Sync every file and directory."""
     for place, _, names in os.walk(data):
         for name in names:
-            descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            descriptor = os.open(os.path.join(place, name), os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 os.fsync(descriptor)
             finally:

@@ -103,7 +103,7 @@ def scratch_directory(
         directory = parent / name
         record = records / f"{name}.lock"
         unlocked = records / temporary_name(record.name)
-        descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise RepositoryError(
             f"cannot make a directory for a scratch server in {parent}: {system_reason(error)}",
@@ -148,7 +148,7 @@ def sweep_scratch(repository: Repository) -> list[str]:
     swept = []
     for record in sorted(records.glob(f"{_PREFIX}*.lock")) if records.is_dir() else ():
         with suppress(FileNotFoundError, PermissionError):
-            descriptor = os.open(record, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(record, os.O_RDWR)
             try:
                 if not try_lock(descriptor, fcntl.LOCK_EX):
                     continue

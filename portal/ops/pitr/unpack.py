@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from portal.ops.pitr.scratch import Owner
     from portal.ops.runtime.progress import Advance
 
-_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
 def unpack_cluster(

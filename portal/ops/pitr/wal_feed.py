@@ -79,7 +79,7 @@ class WalFeed:
         for name in ("request", "reply"):
             pipe = self._directory / name
             os.mkfifo(pipe, 0o600)
-            self._pipes.append(os.open(pipe, os.O_RDWR | os.O_CLOEXEC))
+            self._pipes.append(os.open(pipe, os.O_RDWR))
             made.append(pipe)
         for path in made:
             self._give(path)

@@ -167,7 +167,7 @@ class _Writer:
     """A thread that writes one file; leaving the context waits for it."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._pieces: Queue[memoryview | None] = Queue(_AHEAD)
         self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._work, name="dump-file", daemon=True)

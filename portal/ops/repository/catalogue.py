@@ -82,7 +82,7 @@ class Catalogue:
             RepositoryError: the repository cannot be read, or the one that was used here is not there.
         """
         try:
-            directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory = os.open(self._repository.path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             self._repository.refuse_absent()
             return []

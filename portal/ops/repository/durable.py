@@ -34,7 +34,7 @@ def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
 def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Like `write_durably`, but the name is not synced: the caller does that, or does not need it."""
     temporary = path.with_name(temporary_name(path.name))
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with naming(path), os.fdopen(descriptor, "wb") as file:
             give_to_owner(descriptor, path.parent)
@@ -68,7 +68,7 @@ def open_own(path: Path, flags: int = os.O_RDWR) -> int:
     Raises:
         OSError: it cannot be opened.
     """
-    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         give_to_owner(descriptor, path.parent)
     except BaseException:
@@ -123,7 +123,7 @@ def make_directories(path: Path) -> None:
 
 def _give_directory(path: Path) -> None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # a link made by the owner: not ours
         return
     try:

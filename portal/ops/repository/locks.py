@@ -112,7 +112,7 @@ def locked_alone(directory: Path, busy: str) -> Iterator[None]:
         BusyError: another process holds the lock.
         OSError: the directory does not exist or cannot be read.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if not try_lock(descriptor, fcntl.LOCK_EX):
             raise BusyError(f"{busy}: {holder(descriptor)}", hint=_WAIT)
@@ -164,7 +164,7 @@ def claim(archive: Path) -> Iterator[bool]:
 
 def _open_archive(archive: Path) -> int:
     try:
-        return os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(archive, os.O_RDONLY)
     except FileNotFoundError as error:
         raise _absent(archive) from error
     except OSError as error:
@@ -217,7 +217,7 @@ def holder(descriptor: int) -> str:
 def is_locked_alone(path: Path) -> bool:
     """True if a file is locked exclusively, even if the kernel does not say by whom."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:

@@ -60,7 +60,7 @@ def _remove_remains(partial: Path) -> None:
 
 def _open_locked(partial: Path, *, create: bool = True) -> int | None:
     """Open and lock a hidden file; None if another process holds the lock, or has moved the file meanwhile."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    flags = os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     descriptor = os.open(partial, flags, 0o600)
     try:
         if lock_alone_by_name(descriptor, partial):

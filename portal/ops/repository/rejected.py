@@ -47,7 +47,7 @@ def count_rejected(repository: Path, reason: str, number: int = 1) -> None:
         OSError: the file cannot be written, or stayed locked.
     """
     path = repository / NAME
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "r+b") as file:
         _lock(file, fcntl.LOCK_EX)
         give_to_owner(file.fileno(), path.parent)

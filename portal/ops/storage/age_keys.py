@@ -96,7 +96,7 @@ def generate(path: Path) -> NewIdentity:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"# created: {created}\n# public key: {recipient}\n{identity}\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(text)
             file.flush()

@@ -177,7 +177,7 @@ class DirectoryBackend:
 
 
 def _write(path: Path, data: Data) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         rest = memoryview(data)
         while rest:
@@ -201,7 +201,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Sync a directory, if its file system can."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # some network file systems cannot
             os.fsync(descriptor)

@@ -23,7 +23,7 @@ def attributes(mode: int = 0o640) -> Attributes:
 
 
 def created(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def open_descriptors() -> set[str]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OURS: Final = ".kekkai-"
 """Entries at the top of a tree whose name starts with this are never moved."""
 
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _BLOCK: Final = 1 << 20
 
 

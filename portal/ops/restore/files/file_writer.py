@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 HOLE_BYTES: Final = 1 << 16
 """A run of zeros with this length and alignment, in bytes, becomes a hole."""
 
-_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _ZEROS: Final = bytes(HOLE_BYTES)
 
 
