@@ -246,6 +246,16 @@ def test_when_an_archive_is_verified_again(name: str, moment: datetime, is_due: 
     assert bool(to_verify(SLOT, archives, {name: Found(moment=moment, level=VerifyLevel.DUMP)}, NOW)) is is_due
 
 
+@pytest.mark.parametrize("days", range(7))
+def test_each_archive_has_its_day_of_the_week(days: int) -> None:
+    """Neither an earlier nor a later one."""
+    slot = SLOT + days * DAY
+    archives = [held(BackupType.FULL, SLOT - 30 * DAY, name) for name in map(str, range(40))]
+    found = {archive.name: Found(moment=slot - 2 * DAY) for archive in archives}
+    expected = {archive.name for archive in archives if day_of(archive.name) == slot.toordinal() % 7}
+    assert {archive.name for archive in to_verify(slot, archives, found, slot)} == expected != set()
+
+
 def test_new_archives_come_first_then_those_verified_longest_ago() -> None:
     """Of two that were verified at one time, by name."""
     archives = [held(BackupType.FULL, SLOT - 30 * DAY, name) for name in ("c", "b", "a", "new", "old")]

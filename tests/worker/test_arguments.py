@@ -13,11 +13,14 @@ from worker import arguments as module
 from worker.arguments import (
     Arguments,
     BackupArguments,
+    DrillArguments,
     FullArguments,
     MediaArguments,
     OffsiteCopyArguments,
     OffsiteVerifyArguments,
+    PruneArguments,
     RestoreArguments,
+    RollbackArguments,
     VerifyArguments,
     word,
 )
@@ -37,6 +40,13 @@ MOMENT = "2026-11-22T02:00:00+00:00"
         (MediaArguments, {"moment": MOMENT, "changed": []}),
         (MediaArguments, {"moment": MOMENT, "changed": None}),
         (RestoreArguments, {"moment": MOMENT, "jobs": 4}),
+        (FullArguments, {"moment": MOMENT, "complete": True}),
+        (VerifyArguments, {"archive": "a", "level": "dump"}),
+        (RollbackArguments, {"restore_id": "a"}),
+        (PruneArguments, {"dry_run": True}),
+        (DrillArguments, {"archive": "a"}),
+        (OffsiteCopyArguments, {"archive": "a", "again": True}),
+        (OffsiteVerifyArguments, {"archive": "a", "level": "dump"}),
     ],
 )
 def test_values_of_the_types_of_the_fields_are_taken(kind: type[Arguments], given: dict[str, Any]) -> None:
@@ -98,6 +108,7 @@ def test_what_nobody_says_is_the_careful_choice() -> None:
     assert FullArguments(moment=MOMENT) == FullArguments(moment=MOMENT, complete=False, confirm_loss=False)
     assert MediaArguments(moment=MOMENT) == MediaArguments(moment=MOMENT, incremental=False, changed=None)
     assert VerifyArguments(archive="latest").level == "contents"
+    assert (DrillArguments().archive, PruneArguments().dry_run) == ("latest", False)
     assert OffsiteVerifyArguments() == OffsiteVerifyArguments(archive=None, level="checksum")
     assert OffsiteCopyArguments() == OffsiteCopyArguments(archive=None, again=False)
 

@@ -179,7 +179,7 @@ class TreeMembers:
             try:
                 length = fill(file, block.data[start : start + wanted])
             except OSError as error:
-                raise self._unreadable(path, error.errno or 0) from error
+                raise self._unreadable(path, error) from error
             whole = whole and length == wanted
             block.zero(start + length, wanted - length)
             digest.update(block.data[start : start + wanted])
@@ -212,10 +212,10 @@ class TreeMembers:
         elif error.errno in GONE:
             self._tally.vanished.append(path)
         else:
-            raise self._unreadable(path, error.errno or 0) from error
+            raise self._unreadable(path, error) from error
 
-    def _unreadable(self, path: str, number: int) -> SourceError:
-        return unreadable(self._tree.name(packer.source_of(path)), number)
+    def _unreadable(self, path: str, error: OSError) -> SourceError:
+        return unreadable(self._tree.name(packer.source_of(path)), error)
 
     def _submit_pack(self, items: list[Item]) -> None:
         if items:
@@ -223,7 +223,8 @@ class TreeMembers:
 
     def _take_pack(self, pack: packer.Pack) -> None:
         if pack.failure:
-            raise self._unreadable(*pack.failure)
+            path, number = pack.failure
+            raise self._unreadable(path, OSError(number, os.strerror(number)))
         if pack.lines:
             number = self._output.write_frame(pack.frame, pack.tar_length)
             self._index.add(pack.lines, number)

@@ -277,7 +277,7 @@ class BackupRun:
                     hint=f"Mount or create it, or correct {name}; set {name} to nothing to leave it out on purpose.",
                 ) from error
             except OSError as error:
-                raise unreadable(str(source), error.errno or 0) from error
+                raise unreadable(str(source), error) from error
             if any(identity(parent) == repository for parent in (place, *place.parents)):
                 raise ConfigurationError(
                     f"{source} lies inside the repository {self.repository.path}",

@@ -248,7 +248,7 @@ class Search:
             raise self._unreadable(path, error) from error
 
     def _unreadable(self, path: bytes, error: OSError) -> SourceError:
-        return unreadable(self.tree.name(_source(path)), error.errno or 0)
+        return unreadable(self.tree.name(_source(path)), error)
 
     # -- doubts -----------------------------------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class FileTree:
             names = [portable(entry.name) for entry in self._entries(self.prefix) if entry.name not in before]
         except OSError as error:
             if error.errno not in GONE:
-                raise unreadable(self.tree.name(source_of(self.prefix)), error.errno or 0) from error
+                raise unreadable(self.tree.name(source_of(self.prefix)), error) from error
             return
         for name in names:
             path = f"{self.prefix}/{name}"
@@ -125,7 +125,7 @@ class FileTree:
                         self.tally.special.append(name)
             except OSError as error:
                 if error.errno not in GONE:
-                    raise unreadable(self.tree.name(source_of(path)), error.errno or 0) from error
+                    raise unreadable(self.tree.name(source_of(path)), error) from error
                 # the directory itself is archived as empty, which it was when last seen
             todo += reversed(deeper)
 
@@ -142,7 +142,7 @@ class FileTree:
 
     def _gone(self, path: str, error: OSError) -> None:
         if error.errno not in GONE:
-            raise unreadable(self.tree.name(source_of(path)), error.errno or 0) from error
+            raise unreadable(self.tree.name(source_of(path)), error) from error
         self.tally.vanished.append(path)
 
     def _linked(self, item: Item, found: os.stat_result) -> Item:

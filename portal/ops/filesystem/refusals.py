@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final
 
 from portal.ops.errors import SourceError
@@ -13,17 +12,17 @@ _DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 _DAMAGED: Final = frozenset({errno.EIO, errno.ENODATA, errno.EUCLEAN, errno.EBADMSG, errno.EREMOTEIO, errno.ENXIO})
 
 
-def unreadable(path: str, number: int) -> SourceError:
+def unreadable(path: str, error: OSError) -> SourceError:
     """The error for an existing file that cannot be read.
 
     Arguments:
         path: the file.
-        number: the error number of the operating system.
+        error: the error of the operating system.
     """
-    return SourceError(f"cannot read {path}: {system_reason(OSError(number, os.strerror(number)))}", hint=_hint(number))
+    return SourceError(f"cannot read {path}: {system_reason(error)}", hint=_hint(error.errno))
 
 
-def _hint(number: int) -> str:
+def _hint(number: int | None) -> str:
     if number in _DENIED:
         return (
             "Run the backup as the portal's user or as root, or give this user the right to read the file; "
