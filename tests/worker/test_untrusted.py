@@ -117,6 +117,124 @@ def test_an_event_of_a_task_has_its_id() -> None:
     assert sound_broadcast(EVENTS, _message(event | {"type": "task-other"})) is None
 
 
+COUNTS = ([0, (1 << 53) - 1], [-1, 1 << 53, True, 1.5, "1", None])
+NUMBERS = ([0, 0.5, (1 << 34) - 1], [-1, -0.5, 1 << 34, True, "1", None])
+TEXTS = (["", "x" * 1000], [7, None, ["x"]])
+WORDS = (["x", "x" * 300], ["", "x" * 301, 7, None])
+YES_OR_NO = ([True, False], [0, 1, "true", None])
+LOADS = ([[0, 0.5, 3]], [[1, 2], [1, 2, 3, 4], [1, 2, -1], [1, 2, True], "abc", None])
+OFFSETS = ([24, -24, 0.5], [24.5, -25, "1", None])
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "values"),
+    [
+        ("worker-online", "freq", NUMBERS),
+        ("worker-offline", "active processed", COUNTS),
+        ("worker-heartbeat", "loadavg", LOADS),
+        ("worker-heartbeat", "sw_ident sw_ver sw_sys", TEXTS),
+        ("task-sent", "name root_id parent_id queue", WORDS),
+        ("task-received", "args kwargs eta expires exchange routing_key", TEXTS),
+        ("task-started", "result exception traceback signum", TEXTS),
+        ("task-retried", "retries", COUNTS),
+        ("task-failed", "runtime", NUMBERS),
+        ("task-revoked", "terminated expired", YES_OR_NO),
+        ("task-rejected", "requeue", YES_OR_NO),
+    ],
+)
+def test_a_field_of_another_type_is_left_out(kind: str, names: str, values: tuple[list[Any], list[Any]]) -> None:
+    """At its limits it passes; beyond them it does not."""
+    event = {name: HEARTBEAT[name] for name in ("hostname", "timestamp", "utcoffset", "clock", "pid")} | {"type": kind}
+    event |= {"uuid": "one"} if kind.startswith("task") else {}
+    for name in names.split():
+        for value in values[0]:
+            assert _opened(sound_broadcast(EVENTS, _message(event | {name: value})))[0] == [event | {name: value}]
+        for value in values[1]:
+            assert _opened(sound_broadcast(EVENTS, _message(event | {name: value})))[0] == [event]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("hostname", WORDS), ("timestamp", NUMBERS), ("utcoffset", OFFSETS), ("clock", COUNTS), ("pid", COUNTS)],
+)
+def test_an_event_lacks_nothing_that_flower_needs(name: str, values: tuple[list[Any], list[Any]]) -> None:
+    """One with such a field of another type is none."""
+    for value in values[0]:
+        assert _opened(sound_broadcast(EVENTS, _message(HEARTBEAT | {name: value})))[0] == [HEARTBEAT | {name: value}]
+    for value in values[1]:
+        assert sound_broadcast(EVENTS, _message(HEARTBEAT | {name: value})) is None
+
+
+@pytest.mark.parametrize("body", [[], 7, None, [[]], *(HEARTBEAT | {"type": one} for one in ("", "worker-onliner", 7))])
+def test_what_is_no_event_is_not_passed_on(body: Any) -> None:
+    """Nor a message without any."""
+    assert sound_broadcast(EVENTS, _message(body)) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content-type": "application/x-python-serialize"},
+        {"content-type": None},
+        {"body": "%"},
+        {"body": "Ww=="},
+        {"body": 7},
+        {"properties": {"delivery_tag": "one", "body_encoding": "utf-8"}},
+        {"properties": {"delivery_tag": "", "body_encoding": "base64"}},
+        {"properties": {"delivery_tag": "a" * 101, "body_encoding": "base64"}},
+        {"properties": {"delivery_tag": "a b", "body_encoding": "base64"}},
+        {"properties": {"delivery_tag": 7, "body_encoding": "base64"}},
+        {"properties": {"delivery_tag": "one"}},
+        {"properties": 7},
+    ],
+)
+def test_a_message_of_another_form_is_not_passed_on(change: dict[str, Any]) -> None:
+    """Neither an event, nor a command, nor an answer; the longest tag has a hundred characters."""
+    long = {"properties": {"delivery_tag": "a" * 100, "body_encoding": "base64"}}
+    for body, way in (([HEARTBEAT], EVENTS), ({"method": "ping"}, COMMANDS)):
+        message = json.loads(_message(body))
+        assert sound_broadcast(way, json.dumps(message | long).encode())
+        assert sound_broadcast(way, json.dumps(message | change).encode()) is None
+        assert sound_broadcast(way, b"") is None
+    answer = json.loads(_message({"a@b": 1}, ticket="t"))
+    assert sound_reply(json.dumps(answer | long).encode())
+    assert sound_reply(json.dumps(answer | change).encode()) is None
+
+
+NO_NAMES = ("", "x" * 301, "a b", "a\nb", "a\x00", "a\x06\x16b", 7, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"method": name} for name in NO_NAMES),
+        *({"ticket": name} for name in NO_NAMES),
+        *({"destination": [name]} for name in NO_NAMES),
+        *({"reply_to": {"exchange": REPLIES, "routing_key": name}} for name in NO_NAMES),
+        {"reply_to": {"exchange": "other", "routing_key": "me"}},
+        {"reply_to": {"routing_key": "me"}},
+        {"reply_to": "me"},
+        {"arguments": [1]},
+        {"arguments": "x"},
+        {"destination": "x"},
+        {"pattern": "x"},
+    ],
+)
+def test_a_command_of_another_form_is_not_passed_on(change: dict[str, Any]) -> None:
+    """Nor one whose answer would go elsewhere; one for nobody in particular is for all."""
+    longest = "x" * 300
+    command = {
+        "method": longest,
+        "arguments": None,
+        "destination": [longest],
+        "reply_to": {"exchange": REPLIES, "routing_key": longest},
+        "ticket": longest,
+    }
+    assert _opened(sound_broadcast(COMMANDS, _message(command)))[0] == command | {"arguments": {}}
+    assert sound_broadcast(COMMANDS, _message(command | change)) is None
+    assert sound_broadcast(COMMANDS, _message([command])) is None
+
+
 def test_commands_pass_with_the_fields_that_we_know() -> None:
     """And without the sender's clock; nothing is passed on from another exchange."""
     ping: dict[str, Any] = {"method": "ping", "arguments": {}, "destination": None}
