@@ -101,7 +101,10 @@ def _is_signed(
         return False
     for mac in [mac for mac, moment in used.items() if now - moment > 2 * _VALID_SECONDS]:
         del used[mac]
-    return used.setdefault(signature["mac"], now) == now
+    if signature["mac"] in used:
+        return False
+    used[signature["mac"]] = now
+    return True
 
 
 def _mac(key: Key, command: str, arguments: Mapping[str, Any], said: Mapping[str, Any]) -> str:
