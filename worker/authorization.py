@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from worker.operations import Operation
 
 DIRECTORY: Final = ".authorizations"
-LIFETIME_SECONDS: Final = 24 * 3600
 
+_LIFETIME_SECONDS: Final = 24 * 3600
 _CLOCK_SECONDS: Final = 300
 
 
@@ -80,7 +80,7 @@ class Authorizations:
         """
         begun = self._begun(task_id)
         with suppress(FileNotFoundError):
-            if not -_CLOCK_SECONDS <= time.time() - self._path(task_id).stat().st_mtime <= LIFETIME_SECONDS:
+            if not -_CLOCK_SECONDS <= time.time() - self._path(task_id).stat().st_mtime <= _LIFETIME_SECONDS:
                 raise RefusedError("the authorization for this restore is more than a day old", hint=_AGAIN)
             self._path(task_id).rename(begun)
         try:

@@ -20,6 +20,7 @@ from worker.operations import (
     BACKUP_FULL,
     BACKUP_MEDIA,
     DRILL_RESTORE,
+    OFFSITE_COPY,
     PRUNE_REPOSITORY,
     VERIFY_ARCHIVE,
     Operation,
@@ -244,6 +245,15 @@ def test_when_an_archive_is_verified_again(name: str, moment: datetime, is_due: 
     checksum = {name: Found(moment=moment, level=VerifyLevel.CHECKSUM)}
     assert bool(to_verify(SLOT, archives, checksum, NOW)) is not (SLOT <= moment <= NOW)
     assert bool(to_verify(SLOT, archives, {name: Found(moment=moment, level=VerifyLevel.DUMP)}, NOW)) is is_due
+
+
+def test_a_copy_is_due_while_one_is_missing() -> None:
+    """Whatever the repository has; only backups name an archive of their own."""
+    slot = Slot(operation=OFFSITE_COPY, moment=SLOT)
+    assert slot.backup_id is None
+    assert due([slot], RepositoryFacts(archives=(held(BackupType.FULL, SLOT),)), NOW, {}) == []
+    (task,) = due([slot], RepositoryFacts(uncopied=True), NOW, {})
+    assert (task.slot, task.task_id, task.arguments) == (slot, slot.task_id, {"actor": "beat"})
 
 
 @pytest.mark.parametrize("days", range(7))

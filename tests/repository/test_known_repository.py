@@ -265,18 +265,23 @@ class TestNotes:
         shared.mkdir()
         assert known.state_directories(home) == [shared, own]
 
-    def test_a_place_of_services_that_this_user_cannot_write(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("mode", "is_first"), [(0o755, False), (0o766, False), (0o777, True)])
+    def test_a_place_of_services_that_this_user_cannot_write(
+        self, mode: int, is_first: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Is read after the user's own."""
         with tempfile.TemporaryDirectory() as above:
             Path(above).chmod(0o755)
             shared, home = Path(above) / "shared", Path(above) / "home"
-            shared.mkdir(mode=0o755)
+            shared.mkdir()
+            shared.chmod(mode)
             home.mkdir(mode=0o755)
             monkeypatch.setattr(known, "STATE", shared)
             with as_nobody():
                 found = known.state_directories({"HOME": str(home)})
                 assert known.state_directories({"HOME": ""}) == [shared]
-        assert found == [home / ".local" / "state" / "kekkai-backup", shared]
+        own = home / ".local" / "state" / "kekkai-backup"
+        assert found == ([shared, own] if is_first else [own, shared])
 
     def test_a_note(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Everybody may read it; it is found by any way to the repository, and is about that one alone."""

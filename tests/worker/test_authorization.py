@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.errors import RepositoryError
 from tests.support.repositories import as_nobody, public_directory
-from worker.authorization import LIFETIME_SECONDS, Authorizations
+from worker import authorization as module
+from worker.authorization import Authorizations
 from worker.errors import RefusedError
 from worker.operations import RESTORE_ARCHIVE, RESTORE_ROLLBACK
 
@@ -118,23 +119,29 @@ def test_a_task_id_leads_to_no_other_directory(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / ".authorizations").iterdir()] == ["one.begun"]
 
 
-@pytest.mark.parametrize("seconds", [LIFETIME_SECONDS - 60, -240])
-def test_a_permit_is_valid_for_a_day(tmp_path: Path, seconds: float) -> None:
-    """By clocks that differ by five minutes."""
-    permits = Authorizations(tmp_path)
+NOW = 1_795_910_400
+
+
+def granted(repository: Path, seconds: int, monkeypatch: pytest.MonkeyPatch) -> Authorizations:
+    """The permits of a repository, with one of that age."""
+    permits = Authorizations(repository)
     permits.grant(TASK, "one", ASKED)
-    then = time.time() - seconds
-    os.utime(tmp_path / ".authorizations" / "one.json", (then, then))
+    os.utime(repository / ".authorizations" / "one.json", (NOW - seconds, NOW - seconds))
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: float(NOW)))
+    return permits
+
+
+@pytest.mark.parametrize("seconds", [24 * 3600, -300])
+def test_a_permit_is_valid_for_a_day(tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By clocks that differ by five minutes."""
+    permits = granted(tmp_path, seconds, monkeypatch)
     permits.take(TASK, "one", ASKED)
 
 
-@pytest.mark.parametrize("seconds", [LIFETIME_SECONDS + 60, -360])
-def test_an_old_permit_is_void(tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [24 * 3600 + 1, -301])
+def test_an_old_permit_is_void(tmp_path: Path, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a day, or from a time to come, nobody remembers what was asked for."""
-    permits = Authorizations(tmp_path)
-    permits.grant(TASK, "one", ASKED)
-    then = time.time() - seconds
-    os.utime(tmp_path / ".authorizations" / "one.json", (then, then))
+    permits = granted(tmp_path, seconds, monkeypatch)
     with pytest.raises(RefusedError, match="more than a day old"):
         permits.take(TASK, "one", ASKED)
     assert permits.withdraw("one")

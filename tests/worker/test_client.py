@@ -17,7 +17,7 @@ from portal.ops.settings.load import load_settings
 from tests.support.services import sent_tasks
 from tests.support.workers import client_environ, queued
 from worker.application import make_app
-from worker.client import Client, QueueLoad, TaskState, _explained, _serving
+from worker.client import Client, QueueLoad, TaskState, _explained, _load, _serving
 from worker.errors import EXIT_CODE, BrokerAwayError, BrokerRefusesError, OperationFailedError, RefusedError
 from worker.operations import PRUNE_REPOSITORY, VERIFY_ARCHIVE, Queue, Requester
 from worker.progress import STATE
@@ -241,6 +241,18 @@ def test_a_broker_that_refuses_us_is_named_as_such(kind: type[Exception]) -> Non
     assert type(_explained(OSError("it failed"))) is BrokerAwayError
 
 
+def test_a_connection_that_breaks_is_tried_again(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a second or two, of a task as of a ping."""
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(broker.client._app, "send_task", lambda name, **options: sent.append(options))
+    broker.client.submit(VERIFY_ARCHIVE, {"archive": "latest"}, "one")
+    broker.client.send_ping(Queue.BACKUP, 7)
+    for options in sent:
+        assert options["retry"] is True
+        assert 1 <= options["retry_policy"]["max_retries"] <= 3
+    assert (sent[1]["queue"], sent[1]["expires"], sent[1]["kwargs"]) == ("backup", 7, {})
+
+
 QUEUES = {"name": "backup"}, {"name": "restore"}
 
 
@@ -296,6 +308,24 @@ def test_the_load_of_a_queue_is_that_of_its_workers(broker: Broker, monkeypatch:
     assert asked[1:] == [{"question": "stats", **to_them}, {"question": "active", **to_them}]
     said["stats"] = None
     assert broker.client.loads(Queue.BACKUP) == []
+
+
+@pytest.mark.parametrize(
+    ("stats", "tasks"),
+    [
+        (7, []),
+        ({}, []),
+        ({"pool": 7, "total": {}}, []),
+        ({"pool": {"max-concurrency": "x"}, "total": {}}, []),
+        ({"pool": {"max-concurrency": 1}, "total": 7}, []),
+        ({"pool": {"max-concurrency": 1}, "total": {"backup.full": None}}, []),
+        ({"pool": {"max-concurrency": 1}, "total": {}}, [7]),
+        ({"pool": {"max-concurrency": 1}, "total": {}}, [{}]),
+    ],
+)
+def test_an_answer_of_another_form_says_nothing_of_the_load(stats: Any, tasks: Any) -> None:
+    """Anybody can answer."""
+    assert _load("a@x", stats, tasks) is None
 
 
 def test_a_task_is_stopped_by_the_signal_that_its_process_reacts_to(

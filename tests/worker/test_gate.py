@@ -359,3 +359,15 @@ class TestRejections:
         for said in (r"a\\nb", r"c\\nd", r"e\\nf"):  # escaped once by us, and shown by the log
             assert said in caplog.text
         assert not (tmp_path / "away" / NAME).exists()
+
+
+def test_a_message_that_was_taken_can_be_told_from_others(entrance: Entrance) -> None:
+    """Nothing is counted; while the keys cannot be read, each counts as a task."""
+    message = entrance.message()
+    assert entrance.gate.accepts(message, "maintenance")
+    assert not entrance.gate.accepts(message, "backup")
+    assert not entrance.gate.accepts({"headers": {}, "properties": {}}, "maintenance")
+    assert not entrance.gate.accepts(message | {"body": body([], {"archive": "x"}, {})}, "maintenance")
+    (entrance.repository / ".keys" / "tasks.json").write_text("{}")
+    assert entrance.gate.accepts(message, "maintenance")
+    assert entrance.counts() == {}
