@@ -208,11 +208,19 @@ TARGETS: Final = (
         "worker/test_worker_crash",
     ),
     _of(
+        "worker-broker",
+        "worker",
+        "results health untrusted broker_messages remote_control",
+        "worker/test_untrusted worker/test_remote_control worker/test_health_answers worker/test_results "
+        "worker/test_client worker/test_task_steps worker/test_health worker/test_hostile_broker "
+        "worker/test_hostile_keys",
+    ),
+    _of(
         "beat",
         "beat",
-        "due verify_rotation backoff loop heartbeat repository_facts",
-        "beat/test_due beat/test_heartbeat beat/test_beat_loop beat/test_repository_facts beat/test_missing_copies "
-        "beat/test_beat",
+        "due verify_rotation backoff loop heartbeat repository_facts base_keeper",
+        "beat/test_due beat/test_heartbeat beat/test_base_keeper beat/test_beat_loop beat/test_repository_facts "
+        "beat/test_missing_copies beat/test_beat",
     ),
     _of(
         "watcher",
