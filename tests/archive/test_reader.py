@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 import sys
@@ -23,7 +24,7 @@ from portal.ops.archive.runs import Run, runs
 from portal.ops.archive.source import FileSource
 from portal.ops.errors import NotIntactError, RepositoryError
 from tests.support.archives import BACKUP_ID, MTIME_NS, NAME, Recipe, write_archive
-from tests.support.hostile import CONTENT, directory, file, hardlink, symlink, write_indexed
+from tests.support.hostile import CONTENT, _write, directory, file, hardlink, manifest_of, symlink, write_indexed
 from tests.support.waiting import names_of, wait_until
 
 if TYPE_CHECKING:
@@ -403,3 +404,28 @@ def test_a_hard_link_has_no_content(tmp_path: Path) -> None:
     lied = rewritten(path, lambda text: text.replace(b'"link":"media/a"', b'"link":"media/b"'))
     assert damage_of(lied) == "media/h, frame 3: its tar header is not what the index makes of it"
     assert data != lied.read_bytes()
+
+
+def test_the_manifest_is_that_of_the_archive(tmp_path: Path) -> None:
+    """Another one's says nothing of this one."""
+    other = manifest_of("full_20240116_120000_abc124").encode()
+    path = write_indexed(tmp_path, PIECES)
+    with closing(ArchiveReader(path)) as reader:
+        assert reader.manifest().backup_id == BACKUP_ID
+    path = _write(tmp_path / "other.tar.gz", BACKUP_ID, other, PIECES)
+    with closing(ArchiveReader(path)) as reader, pytest.raises(NotIntactError, match="another archive's"):
+        reader.manifest()
+
+
+def test_an_end_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the reason, and nothing stays open."""
+    path = write_indexed(tmp_path, PIECES)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def bad(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(FileSource, "read_at", bad)
+    with pytest.raises(NotIntactError, match=r"its end cannot be read \(input/output error\)"):
+        ArchiveReader(path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -143,6 +143,30 @@ def test_a_change_that_fails_changes_nothing(newest: Path) -> None:
             assert state.follow(line[:-1])
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_members_are_taken_in_batches(newest: Path, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, whether a batch is full at the end or not; a link finds its file in one that is not full."""
+    monkeypatch.setattr(state_cache, "_BATCH", batch)
+    line = line_of(newest)
+    files = [
+        Member(f"media/{name}", MemberType.FILE, 1, mtime_ns=1, inode=7, sha256="00" * 32) for name in ("a", "b", "c")
+    ]
+    link = Member("media/l", MemberType.HARDLINK, link="media/c")
+    with closing(MediaState(None)) as state:
+        content = Content(manifest=content_of(newest).manifest, members=[*files, link])
+        state.restart(content, line[-1].sha256)
+        assert names(state) >= {b"media/a", b"media/b", b"media/c", b"media/l"}
+
+
+def test_an_archive_that_does_not_say_when_it_was_read_is_none_to_build_on(newest: Path) -> None:
+    """Whether a file changed since could not be told."""
+    content = content_of(newest)
+    for details in ({}, {"media": {}}, {"media": {"read_from_ns": "now"}}):
+        other = replace(content, manifest=replace(content.manifest, details=details))
+        with closing(MediaState(None)) as state, pytest.raises(NotIntactError, match="when its uploads were read"):
+            state.restart(other, "0" * 64)
+
+
 def test_what_was_removed_is_removed_with_all_below(newest: Path) -> None:
     """And nothing whose name only begins alike."""
     line = line_of(newest)

@@ -25,6 +25,7 @@ from portal.ops.errors import (
     RepositoryError,
     UnsupportedError,
 )
+from portal.ops.manifest import CHAINED_VERSION
 from portal.ops.model import DELETED, BackupType
 from tests.support.hostile import (
     CONTENT,
@@ -262,6 +263,25 @@ class TestTree:
             ["media", "media/d", "media/dd", "media/e"],
         ]
         assert found[1]["media/d/a"] == b"2"
+
+    def test_only_the_uploads_come_from_all_archives(self, tmp_path: Path) -> None:
+        """Of the rest the last archive has everything; what is asked for alone is all that comes."""
+        full = {"components": ["database", "media"], "format_version": CHAINED_VERSION, "type": "full"}
+        pieces = [directory("media"), file("media/a", b"1"), file("media/b", b"1"), file("database.sql", b"old")]
+        base = write_chained(tmp_path, NAMES[0], pieces)
+        pieces = [file("media/b", b"2"), file("database.sql", b"new")]
+        tip = write_chained(tmp_path, NAMES[1], pieces, parent=base, base=NAMES[0], changes=full)
+        with closing(open_tree(tip)) as tree:
+
+            def contents(below: str | None) -> dict[str, bytes]:
+                return {member.path: b"".join(content) for member, content in tree.contents(1, below=below)}
+
+            assert contents("database.sql") == {"database.sql": b"new"}
+            assert contents("media") == {"media": b"", "media/a": b"1", "media/b": b"2"}
+            assert contents("media/b") == {"media/b": b"2"}
+            assert contents("media/c") == contents("audit") == {}
+            everything = contents(None)
+        assert everything == {"media": b"", "media/a": b"1", "media/b": b"2", "database.sql": b"new"}
 
     def test_damage_is_told_with_its_archive(self, tmp_path: Path) -> None:
         """In whichever it is."""

@@ -115,3 +115,16 @@ def test_a_whole_number_is_a_number(seconds: float) -> None:
     for wrong in (True, "3", None):
         with pytest.raises(ValueError, match="is no float"):
             decode(Sample, encode(SAMPLE) | {"seconds": wrong})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strange:
+    """A record with a field that JSON has no type for."""
+
+    value: complex
+
+
+def test_a_field_of_a_type_of_its_own_is_a_mistake_of_the_program() -> None:
+    """It is named, and not taken for a damaged file."""
+    with pytest.raises(TypeError, match="no record has a field of <class 'complex'>"):
+        decode(Strange, {"value": 1})

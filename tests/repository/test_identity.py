@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -155,3 +157,33 @@ def test_the_configured_one_is_the_only_one(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError, match=f"is not the repository {OTHER}: its id is {KNOWN}") as caught:
         check_id(lock, OTHER)
     assert "BACKUP_REPOSITORY_ID" in caught.value.hint
+
+
+def test_an_id_that_cannot_be_written_is_given_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is no reason to fail, and leaves nothing open."""
+    before = len(os.listdir("/proc/self/fd"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("portal.ops.repository.identity.os.pwrite", full)
+        give_id(tmp_path / ".lock")
+    assert repository_id(tmp_path / ".lock") == ""
+    assert len(os.listdir("/proc/self/fd")) == before
+    give_id(tmp_path / ".lock")
+    assert len(repository_id(tmp_path / ".lock")) == 32
+
+
+def test_a_stand_in_that_cannot_be_noted_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be taken for the repository itself later."""
+    known = tmp_path / "archives"
+    Repository(known).prepare()
+    shutil.rmtree(known)
+
+    def refused(_: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("portal.ops.repository.repository.note_stand_in", refused)
+    with pytest.raises(RepositoryError, match=f"cannot write to {known}"):
+        Repository(known).prepare_for_restore()

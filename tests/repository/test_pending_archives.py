@@ -236,6 +236,20 @@ class TestBetween:
         assert names(repository) == {f"{name}.tar.gz"}
         assert len(os.listdir("/proc/self/fd")) == before
 
+    def test_an_archive_that_cannot_be_given_to_its_owner_leaves_nothing_open(
+        self, repository: Repository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its lock would keep every other backup of that id away."""
+        before = len(os.listdir("/proc/self/fd"))
+
+        def refused(*_: object) -> None:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr("portal.ops.repository.pending.give_to_owner", refused)
+        with pytest.raises(RepositoryError), repository.pending(backup_id()):
+            pass
+        assert len(os.listdir("/proc/self/fd")) == before
+
     @pytest.mark.parametrize(("number", "expected"), [(errno.ENOSPC, True), (errno.EACCES, False)])
     def test_a_name_is_vacated_where_there_is_no_room(
         self, repository: Repository, monkeypatch: pytest.MonkeyPatch, number: int, expected: bool
