@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,7 +162,8 @@ def test_members_are_taken_in_batches(newest: Path, batch: int, monkeypatch: pyt
 def test_an_archive_that_does_not_say_when_it_was_read_is_none_to_build_on(newest: Path) -> None:
     """Whether a file changed since could not be told."""
     content = content_of(newest)
-    for details in ({}, {"media": {}}, {"media": {"read_from_ns": "now"}}):
+    said: list[dict[str, Any]] = [{}, {"media": {}}, {"media": {"read_from_ns": "now"}}]
+    for details in said:
         other = replace(content, manifest=replace(content.manifest, details=details))
         with closing(MediaState(None)) as state, pytest.raises(NotIntactError, match="when its uploads were read"):
             state.restart(other, "0" * 64)

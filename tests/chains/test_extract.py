@@ -25,8 +25,7 @@ from portal.ops.errors import (
     RepositoryError,
     UnsupportedError,
 )
-from portal.ops.manifest import CHAINED_VERSION
-from portal.ops.model import DELETED, BackupType
+from portal.ops.model import CHAINED_VERSION, DELETED, BackupType
 from tests.support.hostile import (
     CONTENT,
     directory,
