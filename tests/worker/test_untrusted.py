@@ -146,11 +146,10 @@ def test_a_field_of_another_type_is_left_out(kind: str, names: str, values: tupl
     """At its limits it passes; beyond them it does not."""
     event = {name: HEARTBEAT[name] for name in ("hostname", "timestamp", "utcoffset", "clock", "pid")} | {"type": kind}
     event |= {"uuid": "one"} if kind.startswith("task") else {}
-    for name in names.split():
-        for value in values[0]:
-            assert _opened(sound_broadcast(EVENTS, _message(event | {name: value})))[0] == [event | {name: value}]
-        for value in values[1]:
-            assert _opened(sound_broadcast(EVENTS, _message(event | {name: value})))[0] == [event]
+    right = [event | {name: value} for name in names.split() for value in values[0]]
+    assert [_opened(sound_broadcast(EVENTS, _message(one)))[0] for one in right] == [[one] for one in right]
+    wrong = [event | {name: value} for name in names.split() for value in values[1]]
+    assert [_opened(sound_broadcast(EVENTS, _message(one)))[0] for one in wrong] == [[event]] * len(wrong)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +158,10 @@ def test_a_field_of_another_type_is_left_out(kind: str, names: str, values: tupl
 )
 def test_an_event_lacks_nothing_that_flower_needs(name: str, values: tuple[list[Any], list[Any]]) -> None:
     """One with such a field of another type is none."""
-    for value in values[0]:
-        assert _opened(sound_broadcast(EVENTS, _message(HEARTBEAT | {name: value})))[0] == [HEARTBEAT | {name: value}]
-    for value in values[1]:
-        assert sound_broadcast(EVENTS, _message(HEARTBEAT | {name: value})) is None
+    right = [HEARTBEAT | {name: value} for value in values[0]]
+    assert [_opened(sound_broadcast(EVENTS, _message(one)))[0] for one in right] == [[one] for one in right]
+    wrong = [HEARTBEAT | {name: value} for value in values[1]]
+    assert [sound_broadcast(EVENTS, _message(one)) for one in wrong] == [None] * len(wrong)
 
 
 @pytest.mark.parametrize("body", [[], 7, None, [[]], *(HEARTBEAT | {"type": one} for one in ("", "worker-onliner", 7))])
