@@ -50,10 +50,10 @@ class TestLines:
         assert decode(canonical(marked.to_dict())) == marked
 
     def test_what_cannot_be_a_line(self) -> None:
-        """One without a number, or of a later version."""
+        """One without a number, or of another version."""
         facts = sealed(entry()).to_dict()
         assert decode(canonical(facts)) is not None
-        for change in ({"number": 0}, {"number": -1}, {"version": 2}, {"action": "sing"}):
+        for change in ({"number": 0}, {"number": -1}, {"version": 2}, {"version": 0}, {"action": "sing"}):
             assert decode(canonical({**facts, **change})) is None
 
     def test_the_last_part_of_a_log(self, log: AccessLog) -> None:

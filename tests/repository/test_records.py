@@ -116,12 +116,13 @@ class TestVerifications:
         sidecar.mkdir()
         assert (known.of(name), known.all()) == (record, {name: record})
 
-    def test_a_record_of_a_later_version_is_not_read(self, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize("version", [0, 2])
+    def test_a_record_of_another_version_is_not_read(self, tmp_path: Path, name: str, version: int) -> None:
         """What its fields mean then, nobody knows, however familiar they look."""
         known = Verifications(Repository(tmp_path))
         known.record(finding(tmp_path, name, VerifyLevel.DUMP), NOW)
         path = tmp_path / ".verifications" / f"{name}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
         with pytest.raises(RepositoryError, match=name):
             known.of(name)
         assert known.all() == {}
