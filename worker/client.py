@@ -26,6 +26,7 @@ from worker.operations import PING, Requester
 from worker.progress import STATE
 from worker.signing import RESULT_FIELD
 from worker.task_ids import new_task_id
+from worker.transport import Channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,6 +38,8 @@ _MARK: Final = "kekkai-backup-task-"
 _SEND: Final = {"max_retries": 2, "interval_start": 0.2, "interval_step": 0.4, "interval_max": 1.0}
 _LOOK_SECONDS: Final = 5
 _MOST_SEARCHED: Final = 1000
+_PATIENCE: Final = (1, 2, 4)
+"""How many times as long to wait for the answers to each question."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +155,26 @@ class Client:
     def is_attended(self, queue: Queue, seconds: float = 2.0) -> bool:
         """True if a worker serves a queue.
 
+        Arguments:
+            seconds: how long to wait for answers; longer, if workers that were asked do not answer.
+
         Raises:
             BrokerAwayError: the broker does not answer.
         """
-        with _broker():
-            answers = self._app.control.broadcast("active_queues", reply=True, timeout=seconds)
-        return bool(_serving(queue, answers))
+        return bool(self._serving(queue, seconds))
+
+    def _serving(self, queue: Queue, seconds: float) -> list[str]:
+        """The workers that serve a queue; they are asked again while some that were asked have not answered.
+
+        The main process of a worker on a busy machine may take seconds for an answer, and must not be taken for none.
+        """
+        found: list[str] = []
+        for times in _PATIENCE:
+            answers = self._broadcast("active_queues", times * seconds)
+            found = _serving(queue, answers)
+            if found or len(answers or ()) >= Channel.heard:
+                break
+        return found
 
     def send_ping(self, queue: Queue, seconds: float) -> str:
         """Send a ping through a queue; return the task's id. It expires after so many seconds.
@@ -199,26 +216,31 @@ class Client:
         Raises:
             BrokerAwayError: the broker does not answer.
         """
-        with _broker():
-            serving = _serving(queue, self._app.control.broadcast("active_queues", reply=True, timeout=seconds))
+        serving = self._serving(queue, seconds)
         if not serving:
             return []
-        stats = self._ask("stats", serving, seconds)
-        tasks = self._ask("active", serving, seconds)
+        stats = self._ask("stats", serving, _PATIENCE[-1] * seconds)
+        tasks = self._ask("active", serving, _PATIENCE[-1] * seconds)
         found = (_load(name, one, tasks.get(name, ())) for name, one in sorted(stats.items()))
         return [load for load in found if load]
 
     def _ask(self, question: str, workers: list[str], seconds: float) -> dict[str, Any]:
-        with _broker():
-            answers = self._app.control.broadcast(
-                question, destination=workers, reply=True, timeout=seconds, limit=len(workers)
-            )
+        answers = self._broadcast(question, seconds, destination=workers, limit=len(workers))
         return {
             name: answer
             for one in answers or ()
             for name, answer in one.items()
             if isinstance(answer, (dict, list)) and "error" not in answer
         }
+
+    def _broadcast(self, question: str, seconds: float, **options: Any) -> Any:
+        """Ask workers, over a connection of its own.
+
+        On one that has asked before, Redis may still be waiting for an answer to the earlier question, and gives that
+        wait the answer to the next one.
+        """
+        with _broker(), self._app.connection_for_write() as connection:
+            return self._app.control.broadcast(question, reply=True, timeout=seconds, connection=connection, **options)
 
     def stop(self, task_id: str) -> None:
         """Stop a task, or prevent it from starting.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kombu.transport import redis as redis_transport
 from redis.exceptions import RedisError, ResponseError
@@ -110,6 +110,8 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     """A channel that passes on only what has the form of our own messages."""
 
     QoS = QoS
+    heard: ClassVar = 0
+    """How many connections received this process's last broadcast, by Redis's own count."""
 
     def refused(self, raw: bytes, queue: str) -> None:
         """Note a message that is not passed on."""
@@ -144,6 +146,13 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                 return self._checked(*found) if found else None
 
             client.parse_response = parse_safely
+        publish = client.publish
+
+        def publish_counted(*arguments: Any, **options: Any) -> Any:
+            Channel.heard = publish(*arguments, **options)
+            return Channel.heard
+
+        client.publish = publish_counted
         return client
 
     def _checked(self, key: Any, raw: Any) -> Any:
