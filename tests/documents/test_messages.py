@@ -23,7 +23,7 @@ DOCUMENTS: Final = tuple(ROOT / "docs" / name for name in ("messages.md", "opera
 GAP: Final = "\0"
 """Stands in a text of the source for what is only known when it is said."""
 
-_PLACEHOLDER: Final = re.compile(r"…|\b(?:defectdojo|uploads|pg_restore|work with|permission denied|\d+)\b")
+_PLACEHOLDER: Final = re.compile(r"…|\b(?:defectdojo|uploads|pg_restore|pg_dump|permission denied|\d+)\b")
 """What stands in the documents for what is only known then, the examples with it."""
 
 EXPLAINED: Final = (
@@ -40,6 +40,7 @@ EXPLAINED: Final = (
     "portal/ops/postgres/refusals.py",
     "portal/ops/postgres/removal.py",
     "portal/ops/postgres/server.py",
+    "portal/ops/postgres/supported.py",
     "portal/ops/repository/identity.py",
     "portal/ops/restore/database/means.py",
     "portal/ops/restore/database/swap.py",

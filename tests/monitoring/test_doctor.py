@@ -142,6 +142,27 @@ class TestDatabase:
         assert "GRANT pg_read_all_data TO" in found["reading"].mend
         assert "ALTER ROLE" in found["restoring"].mend
 
+    def test_programs_newer_than_the_server_are_a_warning(self, portal: Portal, tmp_path: Path) -> None:
+        """They work, and it is said what comes of it; without psql, restores in place may not."""
+        for program in ("pg_dump", "pg_restore"):
+            (tmp_path / program).write_text(f"#!/bin/sh\necho '{program} (PostgreSQL) 19beta2'\n")
+            (tmp_path / program).chmod(0o755)
+        found = look(portal.environ(BACKUP_PG_BIN_DIR=str(tmp_path)))["client programs"]
+        assert found.state is State.WARNING
+        assert "psql not found" in found.what
+        (tmp_path / "psql").symlink_to(tmp_path / "pg_restore")
+        found = look(portal.environ(BACKUP_PG_BIN_DIR=str(tmp_path)))["client programs"]
+        assert found.state is State.WARNING
+        assert "their dumps are read by pg_restore 19 or newer only" in found.mend
+
+    def test_programs_older_than_the_server_are_a_fault(self, portal: Portal, tmp_path: Path) -> None:
+        """Such as those of a release beside the beta version of the next one."""
+        (tmp_path / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 12.1'\n")
+        (tmp_path / "pg_dump").chmod(0o755)
+        found = look(portal.environ(BACKUP_PG_BIN_DIR=str(tmp_path)))["client programs"]
+        assert found.state is State.FAULT
+        assert found.what.startswith("pg_dump 12 cannot dump a version ")
+
     def test_missing_programs_are_a_fault(self, portal: Portal, tmp_path: Path) -> None:
         """The package to install is what to do."""
         found = look(portal.environ(BACKUP_PG_BIN_DIR=str(tmp_path)))

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.errors import ClientToolError
 from portal.ops.model import VerifyLevel
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.relations import by_number, read_relations
 from portal.ops.pitr.timeline import MANY_ROWS, read_timeline
+from portal.ops.pitr.wal_archive import Cluster, WalArchive
+from portal.ops.pitr.wal_reader import commits
 from portal.ops.postgres.connection import connect
+from portal.ops.repository.repository import Repository
 from portal.ops.runtime.process import SystemRunner
+from tests.support.fake_runner import FakeRunner, Script
+from tests.support.majors import majors
 from tests.support.wal_servers import a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from tests.support.wal_servers import WalPortal
 
 
-@pytest.mark.parametrize("major", [15, 18])
+@pytest.mark.parametrize("major", [major for major in majors() if major != 17])
 def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
     """The timeline tells of the rows that were removed, and the moment before has them."""
     with wal_portal(
@@ -50,6 +56,17 @@ def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
         )
         with recovering as server, connect(server.target("postgres")) as connection:
             assert connection.execute("SELECT count(*) FROM finding").fetchone() == (500,)
+
+
+def test_wal_is_read_by_the_program_of_its_version_only(tmp_path: Path) -> None:
+    """A newer one finds nothing in it, and a timeline without removals would look like a quiet day."""
+    repository = Repository(tmp_path)
+    repository.prepare()
+    archive = WalArchive.prepare(repository, Cluster(system_identifier="1", segment_bytes=16 << 20, major=16))
+    runner = FakeRunner({"pg_waldump": Script(stdout=b"pg_waldump (PostgreSQL) 17.2")})
+    with pytest.raises(ClientToolError, match=r"WAL is read by a pg_waldump of version 16, .* only 17.2") as caught:
+        next(commits(archive, [], runner=runner, bin_dir=tmp_path))
+    assert "apt-get install postgresql-16" in caught.value.hint
 
 
 def removals(portal: WalPortal, least_rows: int) -> list[tuple[str, int | None]]:

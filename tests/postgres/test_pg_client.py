@@ -66,6 +66,25 @@ def test_a_configured_directory_is_the_only_one(tmp_path: Path, debian: Path, ru
     assert tool.path == configured
 
 
+@pytest.mark.parametrize(
+    ("program", "what"),
+    [
+        ("pg_dump", "dump a version 17 server"),
+        ("pg_restore", "read a dump that pg_dump 17 writes"),
+        ("psql", "run a script that pg_restore 17 writes"),
+        ("pg_basebackup", "work with a version 17 server"),
+    ],
+)
+def test_an_old_program_is_told_with_what_it_cannot_do(
+    tmp_path: Path, runner: SystemRunner, program: str, what: str
+) -> None:
+    """What pg_restore and psql cannot read does not depend on the server."""
+    path = install(tmp_path, "16.4", program)
+    with pytest.raises(ClientToolError) as caught:
+        find_client(program, 17, runner=runner, bin_dir=tmp_path)
+    assert caught.value.message == f"{program} 16 cannot {what} ({path})"
+
+
 def test_a_missing_program_names_the_package(tmp_path: Path, runner: SystemRunner) -> None:
     """Where there is no pg_dump, the hint installs that of the server's version."""
     with pytest.raises(ClientToolError, match="pg_dump not found") as caught:

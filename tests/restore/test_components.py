@@ -180,7 +180,7 @@ class TestDump:
 
     def test_facts(self) -> None:
         """Of an older release they are unknown."""
-        contents = Contents(major=17, entries=(ENTRY,))
+        contents = Contents(major=17, server_major=17, entries=(ENTRY,))
         found = backed_up(of_database(database_bytes="12", large_objects=3), contents)
         assert (found.entries, found.identity, found.database_bytes, found.large_objects) == ((ENTRY,), None, 12, 3)
         found = backed_up(manifest(), contents)
@@ -192,7 +192,7 @@ class TestDump:
     def test_facts_that_make_no_sense(self, details: dict[str, Any]) -> None:
         """They are an error of the archive."""
         with pytest.raises(NotIntactError, match="size of the database is invalid"):
-            backed_up(of_database(**details), Contents(major=17, entries=()))
+            backed_up(of_database(**details), Contents(major=17, server_major=17, entries=()))
 
     def test_objects(self) -> None:
         """Lists that are missing are empty."""

@@ -17,7 +17,7 @@ from portal.ops.postgres.server import maintenance
 from portal.ops.restore.job import RestoreJob
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_contents import Contents, read_contents
-from tests.support.majors import server_of
+from tests.support.majors import majors, server_of
 from tests.support.portal import Portal, portal_in, succeeded
 from tests.support.restores import done
 from tests.support.restoring import ask, elsewhere, execute
@@ -74,7 +74,7 @@ def identity_of(target: DatabaseTarget) -> DatabaseIdentity:
     return found
 
 
-@pytest.fixture(scope="module", params=[15, 17, 18])
+@pytest.fixture(scope="module", params=majors())
 def hard(
     request: pytest.FixtureRequest,
     server_of: Callable[[int], EmbeddedPostgres],

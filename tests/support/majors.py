@@ -1,10 +1,16 @@
-"""Servers of several major versions of PostgreSQL, each started once for a process, when a test first asks for it."""
+"""Servers of several major versions of PostgreSQL, each started once for a process, when a test first asks for it.
+
+Further versions can be tried by hand: KEKKAI_TEST_POSTGRES names a directory in which ``<major>/bin`` has the programs
+of each; KEKKAI_DEMO_POSTGRES names the programs of all servers for which a test asks for no version. The client
+programs there may be newer than the server.
+"""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -15,9 +21,20 @@ if TYPE_CHECKING:
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
+_USUAL: Final = (15, 17, 18)
+_FURTHER: Final = Path(os.environ["KEKKAI_TEST_POSTGRES"]) if "KEKKAI_TEST_POSTGRES" in os.environ else None
+
+
+def majors() -> tuple[int, ...]:
+    """The versions that are tested: those of every run, and those that KEKKAI_TEST_POSTGRES adds."""
+    further = [] if _FURTHER is None else [int(path.parent.name) for path in _FURTHER.glob("*/bin")]
+    return tuple(sorted({*_USUAL, *further}))
+
 
 def bin_dir_of(major: int) -> Path | None:
     """Where the programs of a version are; nothing means those of the demo's own server."""
+    if _FURTHER is not None and (_FURTHER / str(major) / "bin").is_dir():
+        return _FURTHER / str(major) / "bin"
     if major == 17:
         return None
     if major == 18:
@@ -30,7 +47,7 @@ def bin_dir_of(major: int) -> Path | None:
 
 @pytest.fixture(scope="session")
 def server_of() -> Iterator[Callable[[int], EmbeddedPostgres]]:
-    """Give the server of a major version: 15, 17 or 18."""
+    """Give the server of a major version, one of `majors`."""
     with ExitStack() as running:
         started: dict[int, EmbeddedPostgres] = {}
 

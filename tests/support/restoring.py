@@ -21,6 +21,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.server import drop_forced, maintenance
+from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import DatabaseRestore, RestoreMode, list_old_databases
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
@@ -83,6 +84,14 @@ class Bench:
         with maintenance(self.target) as connection:
             found = connection.execute("SELECT datname FROM pg_database WHERE datname = %s", [self.target.name])
             return kept | {str(name) for (name,) in found}
+
+
+def planned(made: Bench, **options: Any) -> Any:
+    """The plan of a restore, which knows the dump's table of contents."""
+    _, contents = made.source().head()
+    backed_up = BackedUp(entries=contents.entries, server_major=contents.server_major, **options.pop("backed_up", {}))
+    restore = made.restore(**options)
+    return restore.plan(dump_major=17, dump_bytes=made.dump.stat().st_size, row_counts=made.rows, backed_up=backed_up)
 
 
 def new_restore_id() -> str:

@@ -20,6 +20,7 @@ from portal.ops.errors import AccessDeniedError, BusyError, ConfigurationError
 from portal.ops.pitr.lsn import parse_lsn
 from portal.ops.pitr.wal_archive import Cluster
 from portal.ops.postgres.server import maintenance
+from portal.ops.postgres.supported import refuse_old_wal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +149,8 @@ class Position:
 
 
 def read_settings(connection: Connection) -> ServerSettings:
-    """Query the settings and the identity of the cluster."""
+    """Query the settings and the identity of the cluster; raises `UnsupportedError` if the server is too old."""
+    refuse_old_wal(connection)
     found: dict[str, str] = dict(connection.execute(_SETTINGS, [list(REPLAY_LIMITS)]).fetchall())
     (identifier,) = connection.execute(_IDENTITY).fetchone() or ("",)
     keep = int(found["max_slot_wal_keep_size"])
@@ -235,7 +237,8 @@ def check(connection: Connection, target: DatabaseTarget) -> ServerSettings:
 
 
 def position(connection: Connection, slot: str = SLOT) -> Position:
-    """The present positions of the server and of the slot."""
+    """The present positions of the server and of the slot; raises `UnsupportedError` if the server is too old."""
+    refuse_old_wal(connection)
     with connection.cursor(row_factory=class_row(Position)) as cursor:
         found = cursor.execute(_POSITION, [slot, slot]).fetchone()
     assert found is not None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.pitr.lsn import PARTIAL
-from portal.ops.postgres.client_tools import find_client
+from portal.ops.postgres.client_tools import find_same_version
 from portal.ops.postgres.environment import client_environment
 
 if TYPE_CHECKING:
@@ -80,6 +80,16 @@ def segments_between(archive: WalArchive, start: datetime | None, end: datetime 
     return sorted(found.items())
 
 
+def find_wal_reader(major: int, *, runner: ProcessRunner, bin_dir: Path | None) -> Path:
+    """The pg_waldump of a server's major version: another one finds nothing in its WAL.
+
+    Raises:
+        ClientToolError: there is none.
+    """
+    purpose = "WAL is read by a pg_waldump of version"
+    return find_same_version("pg_waldump", major, purpose=purpose, runner=runner, bin_dir=bin_dir)
+
+
 def commits(
     archive: WalArchive,
     segments: Iterable[tuple[Segment, str]],
@@ -97,7 +107,7 @@ def commits(
         ClientToolError: there is no pg_waldump of the server's version.
         NotIntactError: a segment is damaged.
     """
-    tool = find_client("pg_waldump", archive.cluster.major, runner=runner, bin_dir=bin_dir)
+    program = find_wal_reader(archive.cluster.major, runner=runner, bin_dir=bin_dir)
     waiting = iter(segments)
     deleted: defaultdict[int, Counter[Relation]] = defaultdict(Counter)
     while batch := list(islice(waiting, _AT_ONCE)):
@@ -106,7 +116,7 @@ def commits(
                 names = [name for _, name in run if archive.read(name, Path(directory) / name)]
                 if not names:
                     continue
-                command: list[str | Path] = [tool.path, f"--path={directory}", "--rmgr=Transaction"]
+                command: list[str | Path] = [program, f"--path={directory}", "--rmgr=Transaction"]
                 command += ["--rmgr=Heap"] if with_rows else []
                 environment = client_environment() | {"TZ": "UTC"}
                 process = runner.start([*command, names[0], names[-1]], environment=environment)

@@ -25,6 +25,12 @@ _PLACES = ("usr/lib/postgresql/{major}/bin", "usr/pgsql-{major}/bin", "usr/local
 _UNVERSIONED_PLACES = ("usr/local/pgsql/bin",)
 _VERSION = re.compile(r"\(PostgreSQL\) ((\d+)\S*)")
 _VERSION_SECONDS = 10.0
+_TASKS = {
+    "pg_dump": "cannot dump a version {} server",
+    "pg_restore": "cannot read a dump that pg_dump {} writes",
+    "psql": "cannot run a script that pg_restore {} writes",
+}
+_OTHER_TASK = "cannot work with a version {} server"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,8 @@ def find_client(
 
     Arguments:
         program: such as ``pg_dump``.
-        server_major: major version of the server, such as 17.
+        server_major: major version of the server, such as 17; or for pg_restore that of the pg_dump, and for psql that
+            of the pg_restore, whose output it reads.
         bin_dir: the only directory to look in (BACKUP_PG_BIN_DIR); None looks everywhere.
         root: the root directory for the usual installation paths.
         search_path: the directories searched after those; None means PATH.
@@ -131,11 +138,9 @@ def _missing(program: str, server_major: int, bin_dir: Path | None) -> ClientToo
 
 
 def _too_old(program: str, server_major: int, best: ClientTool, bin_dir: Path | None) -> ClientToolError:
-    verb = "dump" if program == "pg_dump" else "work with"
-    return ClientToolError(
-        f"{program} {best.major} cannot {verb} a version {server_major} server ({best.path})",
-        hint=_install_hint(server_major, bin_dir),
-    )
+    what = _TASKS.get(program, _OTHER_TASK).format(server_major)
+    message = f"{program} {best.major} {what} ({best.path})"
+    return ClientToolError(message, hint=_install_hint(server_major, bin_dir))
 
 
 def _install_hint(server_major: int, bin_dir: Path | None) -> str:

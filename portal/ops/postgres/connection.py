@@ -19,6 +19,7 @@ from psycopg.conninfo import make_conninfo
 from portal.ops.errors import ConfigurationError, ConnectionFailedError, PoolerError, SessionEndedError, SourceError
 from portal.ops.postgres.environment import client_environment, only_our_variables
 from portal.ops.postgres.refusals import POOLER_HINT, explain_refusal
+from portal.ops.postgres.supported import refuse_old_source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +107,7 @@ def connect(target: DatabaseTarget) -> Connection:
         AccessDeniedError: the server refuses this user; `LoginRefusedError` if the role may not log in here.
         DatabaseAbsentError: the database does not exist.
         PoolerError: a connection pooler answers.
-        ConfigurationError: the connection's options are invalid.
+        ConfigurationError: the connection's options are invalid; `UnsupportedError` if the server is too old.
     """
     for pause in _REPLACED_PAUSES_SECONDS:
         try:
@@ -184,6 +185,7 @@ def _settle(connection: Connection, target: DatabaseTarget) -> None:
             f"what answers at {target.host}:{target.port} is a connection pooler, such as pgbouncer, and no server",
             hint=POOLER_HINT,
         )
+    refuse_old_source(connection)
     settings = _SESSION_SETTINGS | {"lock_timeout": f"{max(1, round(target.lock_seconds * 1000))}ms"}
     if connection.info.parameter_status("server_encoding") in _WITHOUT_CONVERSION:
         settings["client_encoding"] = _BYTE_FOR_BYTE

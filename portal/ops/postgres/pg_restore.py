@@ -1,8 +1,9 @@
 """Runs pg_restore: the right version, the documented options, and explained errors.
 
-pg_restore executes only what the dump contains. If tables have to be dropped in the same transaction, pg_restore writes
-a script for psql, which drops them first. COMMIT is the last command, so if either program ends early, nothing has
-changed. Keep both up to date: since August 2025, psql executes none of its own commands hidden in names of a dump.
+pg_restore executes only what the dump contains. If tables have to be dropped in the same transaction, or the server
+lacks a setting that pg_restore makes, it writes a script for psql, which drops them first, and leaves the setting out.
+COMMIT is the last command, so if either program ends early, nothing has changed. Keep both up to date: since August
+2025, psql executes none of its own commands hidden in names of a dump.
 
 The SQL in a dump runs with all rights of the role that restores it, and is not checked here. A dump is as trustworthy
 as its archive.
@@ -10,11 +11,12 @@ as its archive.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from portal.ops.errors import (
     AccessDeniedError,
@@ -54,19 +56,20 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0"
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
-_UNKNOWN_SETTING: Final = 'unrecognized configuration parameter "transaction_timeout"'
+_UNKNOWN_SETTING: Final = 'could not execute query: ERROR:  unrecognized configuration parameter "transaction_timeout"'
+_REFUSAL: Final = re.compile("ERROR:|FATAL:|PANIC:")
+_UNKNOWN_SETTING_LINE: Final = b"SET transaction_timeout = 0;\n"
 _ERROR: Final = re.compile(r"^pg_restore: error: (.*)", re.MULTILINE)
 # psql's format: psql:<stdin>:12: ERROR:  cannot drop table public.finding because other objects depend on it
 _PSQL_ERROR: Final = re.compile(r"^psql: error: (.*)|^psql:\S+:\d+: (?!WARNING|NOTICE|INFO)(.*)", re.MULTILINE)
 _IGNORED: Final = re.compile(r"errors ignored on restore: (\d+)")
 # The script begins a transaction too: within ours that is a warning, and its COMMIT ends both.
-_PROLOGUE: Final = """\
+_PROLOGUE: Final = b"""\
 SET client_encoding = 'UTF8';
 SET client_min_messages = error;
 SET statement_timeout = 0;
 SET lock_timeout = 0;
 BEGIN;
-{};
 """
 
 
@@ -213,7 +216,7 @@ class Restorer:
         with listed(contents) as wanted:
             options = [*OPTIONS, "--single-transaction", wanted]
             options += [f"--role={role}"] if role else []
-            if drop is None:
+            if drop is None and not self.trips_over_server:
                 self.finish(self._start(options, dump, target))
             else:
                 self._run_by_psql(options, dump, target, drop)
@@ -227,27 +230,30 @@ class Restorer:
         stdin = PIPE if dump is None else DEVNULL
         return self.runner.start(command, environment=libpq_environment(target), stdin=stdin, stdout=DEVNULL)
 
-    def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed) -> None:
-        """Let psql execute one statement and then the script of pg_restore, in one transaction."""
+    def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed | None) -> None:
+        """Let psql execute a statement, if there is one, and then the script of pg_restore, in one transaction."""
         psql = [str(self.find_psql().path), "--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1"]
-        with unnamed_file(_PROLOGUE.format(drop.as_string(None)).encode()) as prologue:
-            where = conninfo(target, options=silencing_options(target))
-            psql += [f"--dbname={where}", f"--file={prologue}", "--file=-"]
-            command = [str(self.tool.path), "--format=custom", *options, "--file=-", str(dump)]
-            writing = self.runner.start(command, environment=client_environment())
-            try:
+        where = f"--dbname={conninfo(target, options=silencing_options(target))}"
+        command = [str(self.tool.path), "--format=custom", *options, "--file=-", str(dump)]
+        writing = self.runner.start(command, environment=client_environment())
+        try:
+            with ExitStack() as opened:
                 with writing.stdout as script:
+                    first = b"" if drop is None else drop.as_bytes(None) + b";\n"
+                    head = _known_settings(script) if self.trips_over_server else b""
+                    prologue = opened.enter_context(unnamed_file(_PROLOGUE + first + head))
+                    psql += [where, f"--file={prologue}", "--file=-"]
                     environment = libpq_environment(target)
                     running = self.runner.start(psql, environment=environment, stdin=script, stdout=DEVNULL)
                 _finish(running, program="psql")
-            except OpsError:
-                if not _lost_its_reader(writing):
-                    _finish(writing)  # psql saw the end of the script too early
-                raise
-            else:
-                _finish(writing)
-            finally:
-                writing.kill()
+        except OpsError:
+            if not _lost_its_reader(writing):
+                _finish(writing)  # psql saw the end of the script too early
+            raise
+        else:
+            _finish(writing)
+        finally:
+            writing.kill()
 
 
 @contextmanager
@@ -255,6 +261,20 @@ def listed(entries: Iterable[Entry]) -> Iterator[str]:
     """A pg_restore option that selects entries."""
     with unnamed_file(b"".join(b"%d;\n" % entry.number for entry in entries)) as chosen:
         yield f"--use-list={chosen}"
+
+
+def _known_settings(script: IO[bytes]) -> bytes:
+    """Read the head of a script, up to the setting that an older server does not have; return it without that line.
+
+    Not a byte more is read: psql reads on there.
+    """
+    head = bytearray()
+    while not head.endswith(_UNKNOWN_SETTING_LINE):
+        byte = os.read(script.fileno(), 1)
+        if not byte:
+            return bytes(head)
+        head += byte
+    return bytes(head.removesuffix(_UNKNOWN_SETTING_LINE))
 
 
 def _lost_its_reader(writing: RunningProcess) -> bool:
@@ -312,11 +332,14 @@ def explain_failure(returncode: int, stderr: str, program: str = "pg_restore") -
 
 
 def _only_unknown_setting(returncode: int, stderr: str) -> bool:
-    """True if the only error is an older server's refusal of one setting."""
-    errors, ignored = _ERROR.findall(stderr), _IGNORED.search(stderr)
-    expected = all(_UNKNOWN_SETTING in error for error in errors)
+    """True if the only error is an older server's refusal of one setting.
+
+    Parallel processes of pg_restore write at once: what the server has said comes whole, but not the words before it.
+    """
+    refusals, ignored = stderr.count(_UNKNOWN_SETTING), _IGNORED.search(stderr)
+    others = _REFUSAL.search(stderr.replace(_UNKNOWN_SETTING, ""))
     # Refusals on its further connections are reported, but not counted.
-    return returncode == 1 and expected and ignored is not None and int(ignored[1]) <= len(errors)
+    return returncode == 1 and others is None and ignored is not None and int(ignored[1]) <= refusals
 
 
 def _reason(stderr: str) -> str:

@@ -90,10 +90,12 @@ class Contents:
 
     Arguments:
         major: major version of the pg_dump that wrote it.
+        server_major: major version of the server that was dumped; 0 if it is unknown.
         entries: all entries, in the order of the dump.
     """
 
     major: int
+    server_major: int
     entries: tuple[Entry, ...]
 
 
@@ -120,7 +122,7 @@ class ContentsReader:
     def __init__(self, data: bytes | bytearray) -> None:
         self._cursor = _Cursor(data)
         self._entries: list[Entry] = []
-        self._dump_version = ""
+        self._versions = ("", "")
         self._count = -1
 
     def read(self) -> Contents:
@@ -135,11 +137,13 @@ class ContentsReader:
         except CutShortError:
             self._cursor.at = complete_to
             raise
-        major = int(re.split(r"\D", self._dump_version, maxsplit=1)[0])
-        return Contents(major=major, entries=tuple(self._entries))
+        server_version, version = self._versions
+        major = int(re.split(r"\D", version, maxsplit=1)[0])
+        server_major = int(re.split(r"\D", server_version, maxsplit=1)[0] or 0)
+        return Contents(major=major, server_major=server_major, entries=tuple(self._entries))
 
     def _begin(self) -> None:
-        self._dump_version = self._cursor.head()
+        self._versions = self._cursor.head()
         count = self._cursor.integer()
         if not 0 <= count <= _MOST_ENTRIES:
             raise ValueError(f"a table of contents with {count} entries")
@@ -164,8 +168,8 @@ class _Cursor:
         self._version = _OLDEST
         self.codec = _BYTE_FOR_BYTE
 
-    def head(self) -> str:
-        """Read the header; return the version of pg_dump."""
+    def head(self) -> tuple[str, str]:
+        """Read the header; return the versions of server and pg_dump."""
         if self._take(len(_MAGIC)) != _MAGIC:
             raise ValueError("not a dump in the custom format")
         major, minor, _, self._integer_bytes, self._offset_bytes, _ = self._take(6)
@@ -179,8 +183,7 @@ class _Cursor:
         for _ in range(_TIME_FIELDS):
             self.integer()
         self._text()  # name of the database
-        self._text()  # version of the server
-        return self._text()
+        return self._text(), self._text()
 
     def entry(self, before: Section) -> Entry:
         """Read one entry.

@@ -93,6 +93,7 @@ def backed_up(manifest: Manifest, contents: Contents) -> BackedUp:
         raise NotIntactError("the manifest's size of the database is invalid", hint=another_archive()) from error
     return BackedUp(
         entries=contents.entries,
+        server_major=contents.server_major,
         identity=identity_of(manifest),
         database_bytes=size,
         large_objects=large_objects,

@@ -198,6 +198,17 @@ class TestPrograms:
         assert any("--clean --if-exists --no-owner --exit-on-error" in command for command in runner.commands)
         assert not any(password in command for command in runner.commands)
 
+    @pytest.mark.parametrize("real", ["", "could not execute query: ERROR:  relation does not exist\n"])
+    def test_words_of_parallel_programs_that_are_mixed(self, portal: Bench, real: str) -> None:
+        """The processes of a pg_restore with several connections write at once, so one begins within another's line."""
+        refused = 'could not execute query: ERROR:  unrecognized configuration parameter "transaction_timeout"\n'
+        words = f"pg_restore:pg_restore:  error: error: {refused}{refused}{real}"
+        words += "pg_restore: warning: errors ignored on restore: 2\n"
+        version = Script(stdout=b"pg_restore (PostgreSQL) 18.4\n")
+        fake = FakeRunner({"pg_restore": [version, Script(stderr=words, returncode=1)]})
+        restorer = find_restorer(16, 18, runner=fake, bin_dir=Path("/fake"))
+        assert fills(restorer, portal) is (not real)
+
     @pytest.mark.parametrize(("errors", "accepted"), [([], True), (["ERROR:  relation does not exist"], False)])
     def test_an_older_server_may_lack_one_setting(self, portal: Bench, errors: list[str], accepted: bool) -> None:
         """That an older server does not know a setting of pg_restore 17 is no failure; anything else is."""

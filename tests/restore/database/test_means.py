@@ -96,7 +96,7 @@ def restorer(major: int = 17, server_major: int = 17, *scripts: Script) -> Resto
 
 
 def in_place(found: Means, rows: dict[str, int] | None = None, large_objects: int = 0) -> list[OpsError]:
-    return in_place_obstacles(found, rows or {}, large_objects, None)
+    return in_place_obstacles(found, rows or {}, large_objects)
 
 
 def test_nothing_is_in_the_way_of_who_may_everything() -> None:
@@ -314,11 +314,11 @@ class TestTools:
     """Programs that do not fit."""
 
     def test_a_new_pg_restore_on_an_old_server(self) -> None:
-        """It trips over a setting in the one transaction."""
-        (error,) = in_place_obstacles(means(), {}, 0, restorer(17, 16))
-        assert error.message == "pg_restore 17.2 cannot restore in place on the older server 16"
-        assert in_place_obstacles(means(), {}, 0, restorer(17, 17)) == []
-        assert in_place_obstacles(means(), {}, 0, restorer(16, 16)) == []
+        """It would trip over a setting in the one transaction, so psql runs its script without that."""
+        (error,) = missing_psql({}, [], restorer(17, 16))
+        assert error.message == "psql not found in /fake (BACKUP_PG_BIN_DIR)"
+        assert missing_psql({}, [], restorer(17, 17)) == []
+        assert missing_psql({}, [], restorer(16, 16)) == []
 
     def test_psql_is_needed_for_what_is_new(self) -> None:
         """Only tables that the live database lacks have to be dropped by a rollback."""

@@ -14,12 +14,11 @@ from portal.ops.postgres.identity import read_identity
 from portal.ops.postgres.locks import lock_holders
 from portal.ops.postgres.server import maintenance
 from portal.ops.restore.database.means import look_at_means, swap_obstacles
-from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import RestoreMode, drop_old, list_old_databases
 from portal.ops.settings.database_url import Secret
 from tests.support.database_contents import read_contents
 from tests.support.database_restores import IN_PLACE, PASSWORD, SWAP, as_superuser
-from tests.support.restoring import ask, elsewhere, execute
+from tests.support.restoring import ask, elsewhere, execute, planned
 
 if TYPE_CHECKING:
     from demo.postgres import EmbeddedPostgres
@@ -31,14 +30,6 @@ def dumped_again(made: Bench) -> tuple[Bench, Any]:
     with open_dump(made.target, runner=made.runner, bin_dir=made.bin_dir, timeout_seconds=60) as source:
         made.dump.write_bytes(source.stdout.read())
         return replace(made, rows=source.finish().row_counts), source.facts
-
-
-def planned(made: Bench, **options: Any) -> Any:
-    """The plan of a restore, which knows the dump's table of contents."""
-    _, contents = made.source().head()
-    backed_up = BackedUp(entries=contents.entries, **options.pop("backed_up", {}))
-    restore = made.restore(**options)
-    return restore.plan(dump_major=17, dump_bytes=made.dump.stat().st_size, row_counts=made.rows, backed_up=backed_up)
 
 
 class TestSessions:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from portal.ops.errors import RestoreError
 from portal.ops.postgres.dump import open_dump
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_contents import read_contents
 from tests.support.database_restores import IN_PLACE, SWAP
-from tests.support.majors import server_of
-from tests.support.restoring import Bench, ask, bench, execute, remove
+from tests.support.majors import majors, server_of
+from tests.support.restoring import Bench, ask, bench, execute, planned, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +28,7 @@ __all__ = ["server_of"]
 pytestmark = pytest.mark.xdist_group("majors")
 
 SCHEMA = Path(__file__).parents[2] / "support" / "real_portal.sql"
-PAIRS = [(15, 15), (15, 17), (15, 18), (17, 17), (17, 18), (18, 18)]
+PAIRS = list(combinations_with_replacement(majors(), 2))
 
 
 def database(server: EmbeddedPostgres, name: str) -> DatabaseTarget:
@@ -83,6 +85,50 @@ def test_a_dump_of_one_version_is_restored_to_another(
     finally:
         remove(target)
         new.drop_database(name)
+
+
+def test_in_place_on_a_server_older_than_all_programs(
+    server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path
+) -> None:
+    """Everything or nothing, and the rollback too, although the programs make a setting that the server lacks."""
+    server = server_of(15)
+    target = prepare(server, "older")
+    execute(
+        target,
+        "CREATE TABLE kept AS SELECT n, 'SET transaction_timeout = 0;' AS line FROM generate_series(1, 9) AS n",
+    )
+    try:
+        with bench(target, server_of(18).bin_dir, tmp_path) as made:
+            execute(target, "DELETE FROM kept WHERE n > 5")
+            before = read_contents(target)
+            restore = made.restored(mode=IN_PLACE)
+            assert ask(target, "SELECT count(*) FROM kept WHERE line = 'SET transaction_timeout = 0;'") == 9
+            restore.rollback()
+            assert read_contents(target) == before
+            execute(target, "CREATE VIEW newer AS SELECT * FROM kept")
+            with pytest.raises(RestoreError, match="psql failed: cannot drop table"):
+                made.restored(mode=IN_PLACE)
+            assert ask(target, "SELECT count(*) FROM newer") == 5
+    finally:
+        server.drop_database(target.name)
+
+
+def test_a_plan_names_an_older_server_only_if_the_source_was_newer(
+    server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path
+) -> None:
+    """Neither is it one where only pg_dump was newer."""
+    old, new = server_of(15), server_of(17)
+    there, here = prepare(old, "planned"), prepare(new, "planned")
+    try:
+        with bench(there, new.bin_dir, tmp_path) as made:
+            assert not any("older" in warning for warning in planned(made).warnings)
+        with bench(here, new.bin_dir, tmp_path) as made:
+            moved = replace(made, target=there)
+            (said,) = [warning for warning in planned(moved).warnings if "older" in warning]
+            assert said.startswith("the backup is from PostgreSQL 17, and this server is older: 15")
+    finally:
+        old.drop_database("planned")
+        new.drop_database("planned")
 
 
 def test_an_extension_whose_name_has_to_be_quoted(server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import Identifier
 
+from portal.ops.errors import ClientToolError
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, warning
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import connect
@@ -117,11 +118,16 @@ class DatabaseChecks:
             find_client(program, major, runner=self._runner, bin_dir=self._bin_dir)
             for program in ("pg_dump", "pg_restore")
         ]
-        what = ", ".join(f"{tool.path} {tool.version}" for tool in found)
+        what, newest = ", ".join(f"{tool.path} {tool.version}" for tool in found), max(tool.major for tool in found)
+        try:
+            find_client("psql", newest, runner=self._runner, bin_dir=self._bin_dir)
+        except ClientToolError as error:
+            return warning(f"{what}; {error.message}: a restore in place, or its rollback, may need it", error.hint)
         if any(tool.major != major for tool in found):
             return warning(
                 f"{what}, for a server of version {major}",
-                f"Better have the server's own version: apt-get install postgresql-client-{major}",
+                f"They work, but their dumps are read by pg_restore {newest} or newer only. For the server's own "
+                f"version: apt-get install postgresql-client-{major}",
             )
         return ok(what)
 
@@ -140,7 +146,7 @@ class DatabaseChecks:
         swap = swap_obstacles(means)
         if not swap:
             return ok(f"by swap: user {means.me.name} may create and rename databases")
-        in_place = in_place_obstacles(means, {}, means.inside.large_objects, None)
+        in_place = in_place_obstacles(means, {}, means.inside.large_objects)
         mend = _least(means) or swap[0].hint
         if in_place:
             what = "; ".join(dict.fromkeys(error.message for error in (*swap, *in_place)))

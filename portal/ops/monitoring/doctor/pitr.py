@@ -31,6 +31,7 @@ from portal.ops.pitr.replication import (
 )
 from portal.ops.pitr.scratch import scratch_parent, server_owner
 from portal.ops.pitr.scratch_server import find_server_program
+from portal.ops.pitr.wal_reader import find_wal_reader
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.connection import conninfo, libpq_environment
 from portal.ops.postgres.server import maintenance
@@ -155,6 +156,7 @@ class PitrChecks:
             size, absent = cluster_bytes(connection), absent_locales(database_locales(connection))
         owner = server_owner()
         path = find_server_program(settings.cluster.major, owner, runner=self._runner, bin_dir=self._bin_dir)
+        find_wal_reader(settings.cluster.major, runner=self._runner, bin_dir=self._bin_dir)
         place = scratch_parent(Path(self._settings.local_path), owner)
         there = next(path for path in (place, *place.parents) if path.is_dir())
         disk = os.statvfs(there)

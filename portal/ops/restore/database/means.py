@@ -33,6 +33,7 @@ from portal.ops.postgres.server import (
     read_me,
     restoring_errors,
 )
+from portal.ops.postgres.supported import refuse_old_destination
 from portal.ops.postgres.surroundings import Surroundings, look_around
 from portal.ops.postgres.table_names import table_name
 from portal.ops.postgres.toc import Entry, Section
@@ -140,7 +141,9 @@ def look_at_means(target: DatabaseTarget, connection: Connection, entries: Itera
 
     Raises:
         SourceError: the server cannot be queried.
+        UnsupportedError: the server is too old.
     """
+    refuse_old_destination(connection)
     live = find_database(connection, target.name)
     needed = tuple(_needs_of(target, live) if entries is None else entries)
     row, locks = connection.execute(_IN_RECOVERY).fetchone(), connection.execute(_LOCKS).fetchone()
@@ -202,22 +205,18 @@ def drill_obstacles(means: Means) -> list[OpsError]:
     return [*_everywhere(means), *creating[:1], *_not_let_in(means), *administrators]
 
 
-def in_place_obstacles(
-    means: Means, row_counts: Mapping[str, int], large_objects: int, restorer: Restorer | None
-) -> list[OpsError]:
+def in_place_obstacles(means: Means, row_counts: Mapping[str, int], large_objects: int) -> list[OpsError]:
     """The obstacles to a restore in place.
 
     Arguments:
         row_counts: the tables of the backup; empty if unknown.
         large_objects: the number of large objects in the backup.
-        restorer: the pg_restore to use.
     """
     return [
         *_everywhere(means),
         *_ownership(means, row_counts),
         *_missing_inside(means),
         *_too_many_locks(means, large_objects),
-        *_old_server(restorer),
     ]
 
 
@@ -373,21 +372,15 @@ def _too_many_locks(means: Means, large_objects: int) -> Iterator[OpsError]:
         )
 
 
-def _old_server(restorer: Restorer | None) -> Iterator[OpsError]:
-    if restorer is not None and restorer.trips_over_server:
-        yield UnsupportedError(
-            f"pg_restore {restorer.tool.version} cannot restore in place on the older server {restorer.server_major}",
-            hint="restore with --mode swap, or upgrade the server",
-        )
-
-
 def missing_psql(row_counts: Mapping[str, int], tables: Iterable[str], restorer: Restorer | None) -> list[OpsError]:
     """The error if psql is missing: a rollback in place needs it to drop new tables in the same transaction.
+
+    Every restore in place needs it on a server that does not have a setting of this pg_restore.
 
     Arguments:
         tables: the tables of the live database.
     """
-    if restorer is None or not row_counts.keys() - set(tables):
+    if restorer is None or not (restorer.trips_over_server or row_counts.keys() - set(tables)):
         return []
     try:
         restorer.find_psql()
@@ -448,7 +441,7 @@ def choose_mode(target: DatabaseTarget) -> RestoreMode:
     """
     with maintenance(target) as connection:
         means = look_at_means(target, connection)
-    mode, _ = decide(RestoreMode.AUTO, means, swap_obstacles(means), in_place_obstacles(means, {}, 0, None))
+    mode, _ = decide(RestoreMode.AUTO, means, swap_obstacles(means), in_place_obstacles(means, {}, 0))
     return mode
 
 

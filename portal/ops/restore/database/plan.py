@@ -80,12 +80,14 @@ class BackedUp:
 
     Arguments:
         entries: the dump's table of contents; empty if it was not read.
+        server_major: the major version of the server that was dumped; 0 if it is unknown.
         identity: owner, locale and privileges; None if an older release made the archive.
         database_bytes: the size of the database on its server; 0 if unknown.
         large_objects: the number of large objects.
     """
 
     entries: tuple[Entry, ...] = ()
+    server_major: int = 0
     identity: DatabaseIdentity | None = None
     database_bytes: int = 0
     large_objects: int = 0
@@ -130,7 +132,7 @@ def make_plan(request: Request) -> DatabasePlan:
         restorer, misfit = _restorer(request, connection.info.server_version // 10000)
         swap = swap_obstacles(means)
         in_place = [
-            *in_place_obstacles(means, request.row_counts, backed_up.large_objects, restorer),
+            *in_place_obstacles(means, request.row_counts, backed_up.large_objects),
             *missing_psql(request.row_counts, contents.rows, restorer),
         ]
         mode, reason = decide(request.mode, means, swap, in_place)
@@ -163,7 +165,7 @@ def make_plan(request: Request) -> DatabasePlan:
             warnings=(
                 *means.around.warnings(),
                 *_warnings(connection, request, means, contents, mode),
-                *_warnings_of_versions(request, restorer),
+                *_warnings_of_versions(connection, request),
             ),
         )
 
@@ -352,7 +354,10 @@ def _identity(connection: Connection, request: Request, means: Means) -> Iterato
         )
 
 
-def _warnings_of_versions(request: Request, restorer: Restorer | None) -> Iterator[str]:
-    if restorer and restorer.trips_over_server:
-        major = restorer.server_major
-        yield f"the dump was written for PostgreSQL {request.dump_major}, and the server is older: {major}"
+def _warnings_of_versions(connection: Connection, request: Request) -> Iterator[str]:
+    source, destination = request.backed_up.server_major, connection.info.server_version // 10000
+    if source > destination:
+        yield (
+            f"the backup is from PostgreSQL {source}, and this server is older: {destination}; if the backup has "
+            "anything that it does not know, the restore fails and changes nothing"
+        )
