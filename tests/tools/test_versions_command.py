@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from portal.ops.chains.versions import Wanted
+from portal.ops.model import SUFFIX
+from portal.ops.offsite.layout import Stem
+from portal.ops.offsite.ledger import CopyRecord, Ledger
+from portal.ops.repository.repository import Repository
+from portal.ops.settings.destination import parse_destination
 from portal.ops.settings.load import load_settings
 from tests.support.commands import BACKUP, ROOT, done, run
 from tests.support.incrementals import Uploads
@@ -65,6 +71,28 @@ def test_a_file_that_no_archive_has(uploads: Uploads) -> None:
     assert ended.returncode == 2
     assert "none of 3 archives" in ended.stderr
     assert "Try a pattern" in ended.stderr
+
+
+def test_archives_that_are_only_off_site_are_named(uploads: Uploads, tmp_path: Path) -> None:
+    """Those that may have the file and that the repository does not have any more, by its own record of copies."""
+    here = next(path.name.removesuffix(SUFFIX) for path in uploads.archives.glob(f"media_*{SUFFIX}"))
+    gone = ["full_20260101_000000_abcdef", "media_20260102_000000_abcdef", "database_20260103_000000_abcdef"]
+    ledger = Ledger(Repository(uploads.archives), parse_destination(f"file://{tmp_path}/disk"))
+    ledger.replace(
+        CopyRecord(stem=Stem(name), copied=datetime(2026, 2, 1, tzinfo=UTC), archive_sha256="0" * 64, stored_bytes=1)
+        for name in (here, *gone)
+    )
+    environ = {
+        **environ_of(uploads),
+        "BACKUP_OFFSITE_URLS": f"file://{tmp_path}/disk",
+        "BACKUP_OFFSITE_ENCRYPTION": "off",
+    }
+    result, said = done("versions", "my scan.sarif", environ=environ)
+    assert result["only_offsite"] == [gone[1], gone[0]]
+    told = "Not searched: 2 archives of which only off-site copies are left; "
+    fetch = f"'./tools/backup.sh offsite fetch {gone[1]}' brings one back."
+    assert told + fetch in said
+    assert told + fetch in run("versions", "nothing", environ=environ).stderr
 
 
 def test_what_a_terminal_shows(uploads: Uploads) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError
 from portal.ops.hints import Advice
-from portal.ops.model import Component
+from portal.ops.model import SUFFIX, BackupId, BackupType, Component
 from portal.ops.units import counted, human_bytes
 from tools.jobs import repository
 from tools.terminal import output
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from portal.ops.chains.versions import FileVersions, Version, Wanted
+    from portal.ops.repository.repository import Repository
     from portal.ops.settings.load import Settings
 
 _COLUMNS: Final = (
@@ -31,6 +32,10 @@ _COLUMNS: Final = (
     Column(title="COUNT", width=5),
 )
 _DIGITS: Final = 8
+_TYPES: Final = {
+    Component.MEDIA.member: frozenset({BackupType.FULL, BackupType.MEDIA}),
+    Component.AUDIT_LOGS.member: frozenset({BackupType.FULL, BackupType.AUDIT_LOGS}),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, _name: str) -> None:
@@ -53,18 +58,47 @@ def run(arguments: argparse.Namespace) -> int:
     found = find_versions(Catalogue(place).entries(), place.path, wanted)
     for name, reason in found.unread.items():
         warn(f"{name} was not searched: {reason}")
+    elsewhere = only_offsite(settings, place, wanted)
     if not found.files:
         raise ArchiveAbsentError(
             f"none of {counted(found.searched, 'archive')} in {place.path} has a file {wanted.path}",
-            hint="Try a pattern, such as '*.sarif', or the name alone. Off-site copies are not searched: "
-            f"fetch one first. {Advice.LIST_ARCHIVES} shows the archives.",
+            hint=f"Try a pattern, such as '*.sarif', or the name alone. {_told(elsewhere)}"
+            f"{Advice.LIST_ARCHIVES} shows the archives.",
         )
     for file in found.files:
         _show(file)
+    if elsewhere:
+        say(f"\n{_told(elsewhere).rstrip()}")
     first = found.files[0]
     say(f"\nto take one out: ./tools/backup.sh extract {first.versions[0].archives[0]} {shlex.quote(first.path)}")
-    print_result({"success": True, "repository": str(place.path), **found.to_dict()})
+    print_result({"success": True, "repository": str(place.path), **found.to_dict(), "only_offsite": list(elsewhere)})
     return 0
+
+
+def only_offsite(settings: Settings, place: Repository, wanted: Wanted) -> tuple[str, ...]:
+    """The archives that may have the file and of which only copies are left, newest first.
+
+    The repository's own record of its copies is read, and no store is asked.
+    """
+    from portal.ops.offsite.ledger import Ledger
+
+    types = _TYPES.get(wanted.component, frozenset())
+    found: dict[str, BackupId] = {}
+    for destination in settings.offsite.destinations():
+        for stem in Ledger(place, destination).copies():
+            archive = BackupId.parse(stem.backup_id)
+            if archive and archive.type in types and not (place.path / f"{stem.backup_id}{SUFFIX}").exists():
+                found[stem.backup_id] = archive
+    return tuple(sorted(found, key=lambda name: (found[name].moment, name), reverse=True))
+
+
+def _told(elsewhere: tuple[str, ...]) -> str:
+    """What to do about copies that were not searched, as a sentence with a blank at its end."""
+    if not elsewhere:
+        return ""
+    many = counted(len(elsewhere), "archive")
+    one = f"./tools/backup.sh offsite fetch {elsewhere[0]}"
+    return f"Not searched: {many} of which only off-site copies are left; '{one}' brings one back. "
 
 
 def wanted_path(text: str, settings: Settings) -> Wanted:
