@@ -23,8 +23,10 @@ from portal.ops.filesystem.tree import Tree
 from portal.ops.filesystem.xattrs import TooManyXattrsError
 from tests.support.archives import BACKUP_ID, compressor_pool
 from tests.support.trees import MIB
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
     from portal.ops.archive.index import Member
@@ -267,6 +269,21 @@ def test_a_pool_leaves_nothing_behind(media: Path) -> None:
             assert [process.returncode for process in processes] == [-9 if fails else 0] * (2 if helpers else 0)
             assert open_descriptors() == before
             assert set(threading.enumerate()) <= threads
+
+
+def test_blocks_that_wait_are_dropped_after_an_error() -> None:
+    """Whoever stops a backup does not wait for what nobody will write."""
+    waiting: list[Future[bytes]] = []
+
+    def hold(_: frame.Effort) -> bytes:
+        wait_until(lambda: len(waiting) == 3 and all(one.cancelled() for one in waiting))
+        return b""
+
+    with pytest.raises(ZeroDivisionError), CompressorPool(BACKUP_ID, 1, helpers=False) as pool:
+        pool._submit(hold)
+        waiting += [pool.compress(b"x") for _ in range(3)]
+        raise ZeroDivisionError
+    assert all(one.cancelled() for one in waiting)
 
 
 def test_trees_are_told_apart(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_some_files_are_restored_and_no_others(archive: Path, target: Path) -> N
         b"tenant-a/2024/scan-1.sarif",
         b"tenant-a/2024/scan-2.sarif",
     }
+    assert b"" not in changed
     restore_of(target).rollback()
     assert live_tree(target) == before
 
