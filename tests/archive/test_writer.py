@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 import zlib
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -235,3 +237,23 @@ def test_a_buffer_used_before_pads_with_zeros() -> None:
     assert block.zero(4, 508) == 508
     assert bytes(block.data[:514]) == b"head" + bytes(508) + b"xx"
     assert len(block.data) > frame.INPUT_BYTES + packer.HEADER_ROOM
+
+
+@pytest.mark.parametrize("limit", [1, 100, 1000, 10_000])
+def test_an_index_is_written_in_pieces_of_a_limited_size(
+    tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are, its size in the tar is that of its lines."""
+    in_pieces = SimpleNamespace(INPUT_BYTES=limit, compress=frame.compress, with_extra=frame.with_extra)
+    monkeypatch.setattr("portal.ops.archive.index_output.frame", in_pieces)
+    members = [file(f"{number:03}", 10) for number in range(40)]
+    with writing(tmp_path / NAME) as written:
+        added = written.add(members)
+    with tarfile.open(tmp_path / NAME) as archive:
+        names = [member.name.partition("/")[2] for member in archive]
+        last = archive.extractfile(f"{BACKUP_ID}/{names[-1]}")
+        assert last is not None
+        lines = last.read().rstrip(b"\0").decode().splitlines()
+    assert names == ["manifest.json", *(member.path for member in added), index.NAME]
+    assert sum('"path"' in line for line in lines) == 41
+    assert [member.path for member in held(tmp_path / NAME)[0]] == [member.path for member in added]

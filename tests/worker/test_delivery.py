@@ -33,6 +33,14 @@ def test_the_lock_is_free_where_the_file_cannot_be_removed(tmp_path: Path) -> No
     os.close(descriptor)
 
 
+def test_a_file_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
+    """Somebody has cleared the directory; the work has ended in good order all the same."""
+    with sole_delivery(tmp_path, "one", 1) as begun:
+        (tmp_path / ".deliveries" / "one").unlink()
+    assert begun == 1
+    assert not is_begun(tmp_path, "one")
+
+
 def test_a_delivery_waits_only_so_long(tmp_path: Path) -> None:
     """Who works on the task is named with what to do, and can go on."""
     said = rf"(?s)task one is being worked on by process {os.getpid()} .*hint: End that process"
