@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"^(?:sudo (?:-u \S+ )?)?(?:tools|scripts)/(backup|restore)\.sh((?: [^#|>\n]*)?)", re.MULTILINE)
+COMMAND = re.compile(
+    r"^ *(?:sudo (?:-u \S+ )?)?(?:\w+=\S+ )*(?:tools|scripts)/(backup|restore)\.sh((?: [^#|>\n]*)?)", re.MULTILINE
+)
+BLOCK = re.compile(r"^ *```(\w*).*?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+IN_TEXT = re.compile(r"`(?:sudo (?:-u \S+ )?)?(?:tools|scripts)/(backup|restore)\.sh((?: [^`]*)?)`")
 
 
 def anchors(page: Path) -> set[str]:
@@ -30,9 +35,12 @@ def anchors(page: Path) -> set[str]:
 
 def commands() -> Iterator[tuple[str, str, list[str]]]:
     for page in PAGES:
-        for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
-            for program, rest in COMMAND.findall(block):
+        text = page.read_text()
+        for kind, block in BLOCK.findall(text):
+            for program, rest in COMMAND.findall(block) if kind in ("bash", "sh", "shell") else ():
                 yield page.name, program, shlex.split(rest)
+        for program, rest in IN_TEXT.findall(BLOCK.sub("", text)):
+            yield page.name, program, shlex.split(rest.partition("|")[0])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -48,12 +56,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_command_is_one_that_there_is() -> None:
-    """Commands in blocks have the words and options that their parsers take."""
+    """Commands in blocks and in the text have the words and options that their parsers take."""
     found = list(commands())
-    assert len(found) > 40
+    assert len(found) > 90
     known = Commands("backup.sh", BACKUP_COMMANDS, default="full")
     for page, program, words in found:
-        if words in (["--version"], ["--completion", "bash"]):
+        if words[:1] in (["--version"], ["--completion"]):
             continue
         arguments = [word for word in words if word not in ("…",)]
         parser: argparse.ArgumentParser
