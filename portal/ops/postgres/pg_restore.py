@@ -343,7 +343,8 @@ def _only_unknown_setting(returncode: int, stderr: str) -> bool:
 
 
 def _reason(stderr: str) -> str:
-    """The first error; later ones follow from it."""
+    """The first error that counts; later ones follow from it."""
+    stderr = stderr.replace(f"pg_restore: error: {_UNKNOWN_SETTING}", "")
     errors = _ERROR.findall(stderr) or [first or second for first, second in _PSQL_ERROR.findall(stderr)]
     text: str = errors[0] if errors else stderr.strip()[-_LAST_CHARACTERS:]
     return text.removeprefix("could not execute query: ").removeprefix("ERROR:").strip()[:_LAST_CHARACTERS]

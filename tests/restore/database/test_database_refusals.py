@@ -18,7 +18,9 @@ from portal.ops.errors import (
     RestoreError,
 )
 from portal.ops.postgres.connection import connect
+from portal.ops.postgres.pg_restore import find_restorer
 from portal.ops.postgres.server import maintenance
+from portal.ops.restore.database.fill import filling
 from portal.ops.restore.database.means import drill_obstacles, look_at_means
 from portal.ops.restore.database.restore import RestoreMode, list_old_databases
 from tests.support.database_contents import read_contents
@@ -36,6 +38,14 @@ if TYPE_CHECKING:
 
     from demo.postgres import EmbeddedPostgres
     from tests.support.restoring import Bench
+
+
+PUBLIC_OF_AN_ADMINISTRATOR = (
+    "ALTER SCHEMA public OWNER TO postgres",
+    "GRANT ALL ON SCHEMA public TO PUBLIC",
+    "COMMENT ON SCHEMA public IS 'kept'",
+)
+"""What every new database has on servers before version 15, but for the comment."""
 
 
 class TestRoles:
@@ -61,6 +71,34 @@ class TestRoles:
         assert plan.blockers == ()
         owned.restored(mode=RestoreMode.AUTO)
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
+
+    def test_schema_public_of_an_administrator_in_place(self, owned: Bench, postgres: EmbeddedPostgres) -> None:
+        """Its comment, which every dump has, is left alone, as on servers before version 15."""
+        execute(as_superuser(owned.target, postgres), *PUBLIC_OF_AN_ADMINISTRATOR)
+        execute(owned.target, "DELETE FROM finding")
+        restore = owned.restored(mode=IN_PLACE)
+        assert ask(owned.target, "SELECT count(*) FROM finding") == 100
+        restore.rollback()
+        assert ask(owned.target, "SELECT count(*) FROM finding") == 0
+
+    @pytest.mark.parametrize("by_superuser", [False, True])
+    def test_schema_public_of_an_administrator_in_a_new_database(
+        self, owned: Bench, postgres: EmbeddedPostgres, *, by_superuser: bool
+    ) -> None:
+        """Neither the owner of the tables nor an administrator who restores for that role comments on it."""
+        target = replace(owned.target, name=f"{owned.target.name}_new")
+        administrator = as_superuser(target, postgres)
+        user = administrator if by_superuser else target
+        postgres.create_database(target.name, owner=target.user)
+        try:
+            execute(administrator, *PUBLIC_OF_AN_ADMINISTRATOR)
+            restorer = find_restorer(17, 17, runner=owned.runner, bin_dir=owned.bin_dir)
+            with filling(restorer, owned.source(), user, jobs=1, role=target.user) as work:
+                work.fill()
+                work.finish()
+            assert ask(target, "SELECT count(*) FROM finding") == 100
+        finally:
+            postgres.drop_database(target.name)
 
     def test_a_role_that_is_absent(self, portal: Bench) -> None:
         """On a new server the hint has every command: for the user, for its database, and the option instead."""

@@ -13,7 +13,7 @@ from portal.ops.errors import (
     NotIntactError,
     RestoreError,
 )
-from portal.ops.postgres.pg_restore import Restorer, find_restorer
+from portal.ops.postgres.pg_restore import Restorer, explain_failure, find_restorer
 from portal.ops.restore.database.restore import DatabaseState
 from tests.support.database_contents import read_contents
 from tests.support.database_restores import (
@@ -208,6 +208,12 @@ class TestPrograms:
         fake = FakeRunner({"pg_restore": [version, Script(stderr=words, returncode=1)]})
         restorer = find_restorer(16, 18, runner=fake, bin_dir=Path("/fake"))
         assert fills(restorer, portal) is (not real)
+
+    def test_the_setting_that_is_refused_is_not_the_reason(self) -> None:
+        """What made a restore fail is told, and not what is refused each time."""
+        refused = "pg_restore: error: could not execute query: ERROR:  "
+        words = f'{refused}unrecognized configuration parameter "transaction_timeout"\n{refused}must be owner of x\n'
+        assert explain_failure(1, words).message == "pg_restore failed: must be owner of x"
 
     @pytest.mark.parametrize(("errors", "accepted"), [([], True), (["ERROR:  relation does not exist"], False)])
     def test_an_older_server_may_lack_one_setting(self, portal: Bench, errors: list[str], accepted: bool) -> None:

@@ -26,6 +26,7 @@ from portal.ops.errors import RestoreError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import divide, share_out, split_after, statements_without
 from portal.ops.postgres.pg_restore import listed
+from portal.ops.postgres.public_schema import without_comment_on_public
 from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.surroundings import look_around
 from portal.ops.postgres.table_names import table_name
@@ -73,7 +74,8 @@ def filling(
     start, contents = dump.head()
     with connect(target) as connection, restoring_errors(target):
         me, around = read_me(connection), look_around(connection, contents.entries)
-    division = divide(contents.entries, missing_roles=around.missing_roles, trusted=around.trusted, without=without)
+        entries = without_comment_on_public(connection, contents.entries, role or me.name)
+    division = divide(entries, missing_roles=around.missing_roles, trusted=around.trusted, without=without)
     with unnamed_file(start) as head:
         yield Filling(
             restorer=restorer,

@@ -32,6 +32,7 @@ from portal.ops.postgres.dump_contents import (
     partitions_first,
 )
 from portal.ops.postgres.dump_file import read_file_contents
+from portal.ops.postgres.public_schema import without_comment_on_public
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import read_me, restoring_errors
 from portal.ops.postgres.table_names import normal_name
@@ -203,7 +204,7 @@ def replace_contents(
     role = owner if owner != target.user else None
     with connect(target) as connection, restoring_errors(target):
         drop = _drop([table for table in list_tables(connection) if table.name in brought])
-    contents = wanted_entries(target, read_file_contents(dump).entries)
+    contents = wanted_entries(target, read_file_contents(dump).entries, role)
     with ending_blockers(target, restore_id):
         restorer.replace(dump, target, role=role, contents=contents, drop=drop)
 
@@ -219,17 +220,19 @@ def roll_back(target: DatabaseTarget, before: Before, *, restorer: Restorer, res
     replace_contents(target, before.dump, restorer=restorer, restore_id=restore_id, brought=before.brought)
 
 
-def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Entry]:
+def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry], role: str | None = None) -> list[Entry]:
     """Leave out dump entries that must not be dropped: existing extensions, their schemas, schemas with newer objects.
 
     Also left out: for users who are not superusers, whatever only a superuser creates; the contents of tables that
-    belong to an existing extension, with their sequences; and the planner's statistics, which are gathered anew. Event
-    triggers come last: where they cannot be silenced, they would note that materialized views are filled.
+    belong to an existing extension, with their sequences; the planner's statistics, which are gathered anew; and the
+    comment on a schema ``public`` that the restoring role does not own. Event triggers come last: where they cannot be
+    silenced, they would note that materialized views are filled.
     """
     with connect(target) as connection, restoring_errors(target):
         extensions = {str(name) for (name,) in connection.execute(_EXTENSIONS)}
         kept_schemas = _kept_schemas(connection, entries)
-        is_superuser = read_me(connection).superuser
+        me = read_me(connection)
+        entries = without_comment_on_public(connection, entries, role or me.name)
         tables = {(str(schema), str(name)) for schema, name in connection.execute(_EXTENSION_TABLES)}
         sequences = {(str(schema), str(name)) for schema, name in connection.execute(_THEIR_SEQUENCES)}
     kept = {
@@ -240,7 +243,7 @@ def wanted_entries(target: DatabaseTarget, entries: Sequence[Entry]) -> list[Ent
         or (entry.kind == "SCHEMA" and entry.name in kept_schemas)
         or (entry.kind == "TABLE DATA" and (entry.schema, entry.name) in tables)
         or (entry.kind in _SEQUENCE_KINDS and (entry.schema, entry.name) in sequences)
-        or (entry.kind != EXTENSION and not is_superuser and needs_administrator(entry))
+        or (entry.kind != EXTENSION and not me.superuser and needs_administrator(entry))
     }
     wanted = [
         entry for entry in entries if entry.number not in kept and not (entry.kind == "COMMENT" and entry.needs & kept)
