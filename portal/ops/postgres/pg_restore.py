@@ -54,6 +54,8 @@ OPTIONS: Final = ("--clean", "--if-exists", "--no-owner", "--exit-on-error")
 # A scratch database lost in a crash is made again, so it need not be flushed; the commit of the swap flushes all.
 # Each connection builds its index alone: the number of connections is what the portal's server can spare.
 _STAGE_SETTINGS: Final = "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0"
+# A database is often made read-only before it is restored over; that must not end the restore.
+_WRITES: Final = "-c default_transaction_read_only=off"
 _LAST_CHARACTERS: Final = 600
 _OLDER_SERVER_NEEDS: Final = 17
 _UNKNOWN_SETTING: Final = 'could not execute query: ERROR:  unrecognized configuration parameter "transaction_timeout"'
@@ -224,7 +226,7 @@ class Restorer:
     def _start(
         self, options: Sequence[str], dump: Path | None, target: DatabaseTarget, settings: str = ""
     ) -> RunningProcess:
-        where = conninfo(target, options=f"{settings} {silencing_options(target)}".strip())
+        where = conninfo(target, options=f"{settings} {_WRITES} {silencing_options(target)}".strip())
         command = [str(self.tool.path), "--format=custom", "--no-password", *options, f"--dbname={where}"]
         command += [] if dump is None else [str(dump)]
         stdin = PIPE if dump is None else DEVNULL
@@ -233,7 +235,7 @@ class Restorer:
     def _run_by_psql(self, options: Sequence[str], dump: Path, target: DatabaseTarget, drop: Composed | None) -> None:
         """Let psql execute a statement, if there is one, and then the script of pg_restore, in one transaction."""
         psql = [str(self.find_psql().path), "--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1"]
-        where = f"--dbname={conninfo(target, options=silencing_options(target))}"
+        where = f"--dbname={conninfo(target, options=f'{_WRITES} {silencing_options(target)}'.strip())}"
         command = [str(self.tool.path), "--format=custom", *options, "--file=-", str(dump)]
         writing = self.runner.start(command, environment=client_environment())
         try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg.errors import ReadOnlySqlTransaction
 
 from portal.ops.errors import (
     AccessDeniedError,
@@ -99,6 +100,26 @@ class TestRoles:
             assert ask(target, "SELECT count(*) FROM finding") == 100
         finally:
             postgres.drop_database(target.name)
+
+    @pytest.mark.parametrize("mode", [SWAP, IN_PLACE])
+    def test_a_database_and_a_role_that_are_read_only(
+        self, owned: Bench, postgres: EmbeddedPostgres, mode: RestoreMode
+    ) -> None:
+        """As before an upgrade or a restore, so that nobody writes; the setting stays."""
+        user, name = owned.target.user, owned.target.name
+        execute(owned.target, "DELETE FROM finding")
+        execute(
+            as_superuser(owned.target, postgres),
+            f"ALTER ROLE {user} CREATEDB",
+            f"ALTER ROLE {user} SET default_transaction_read_only = on",
+            f"ALTER DATABASE {name} SET default_transaction_read_only = on",
+        )
+        restore = owned.restored(mode=mode)
+        assert ask(owned.target, "SELECT count(*) FROM finding") == 100
+        restore.rollback()
+        assert ask(owned.target, "SELECT count(*) FROM finding") == 0
+        with pytest.raises(ReadOnlySqlTransaction), postgres.connect(name) as connection:
+            connection.execute("DELETE FROM finding")
 
     def test_a_role_that_is_absent(self, portal: Bench) -> None:
         """On a new server the hint has every command: for the user, for its database, and the option instead."""
