@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.drill.compare import Comparison
 from portal.ops.drill.job import DrillJob
 from portal.ops.drill.moments import BEHIND_BASE_TIME, FIRST_BASE_TIME, STALE, window_lacks
 from portal.ops.drill.portal_checks import PortalCheckConfig, PortalChecks
@@ -45,6 +46,14 @@ def report(**changes: Any) -> DrillReport:
 
 class TestReport:
     """What a person and a program read."""
+
+    def test_of_one_that_has_not_begun(self) -> None:
+        """Nothing was counted, and nothing was found out."""
+        found, compared = report(), Comparison()
+        counts = (found.tables, found.rows, found.files, found.bytes, found.seconds, found.total_seconds)
+        assert (*counts, found.database_seconds, found.files_seconds, found.exit_code) == (0,) * 9
+        assert (compared.tables, compared.rows, compared.files, compared.bytes) == (0,) * 4
+        assert (found.success, found.is_as_backed_up, found.command_exit_code, found.error) == (False, None, None, None)
 
     def test_of_a_success(self) -> None:
         """How long it took, and what was compared."""
