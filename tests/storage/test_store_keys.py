@@ -120,7 +120,7 @@ class TestAgeKeys:
         assert first == second
         assert len(first.secret) == 32
         assert str(first.secret) not in repr(first)
-        (tmp_path / "keys").write_text(key[:-1] + key[-1].lower())
+        (tmp_path / "keys").write_text(key.replace("AGE", "age", 1))
         with pytest.raises(IdentityError, match="holds a line that is no age identity"):
             read_identities(tmp_path / "keys")
 
