@@ -16,7 +16,7 @@ from portal.ops.errors import (
     StoreUnreachableError,
 )
 from portal.ops.model import VerifyLevel
-from portal.ops.offsite.fetch import Fetched, is_offsite
+from portal.ops.offsite.fetch import Fetched, FetchJob, is_offsite
 from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.offsite.listing import count_copies, is_removed, list_copies, unless_removed
 from portal.ops.offsite.local import copy_for_drill, local_archive, note_drill
@@ -171,6 +171,15 @@ class TestListing:
         assert [one.backup_id[6:14] for one in list_copies(backend, "latest").commits] == ["20260203"]
         assert len(list_copies(backend, "media").commits) == 3
         assert len(list_copies(backend).commits) == 3
+
+    def test_a_store_that_is_away_counts_before_one_without_a_copy(self, world: Offsite) -> None:
+        """The copy may be there; where all stores answer, there is none."""
+        with pytest.raises(ConfigurationError, match="there is no copy"):
+            FetchJob(world.config()).run("latest")
+        urls = f"{world.environ['BACKUP_OFFSITE_URLS']} file://{world.directory}/away"
+        for given in (urls, " ".join(reversed(urls.split()))):
+            with pytest.raises(StoreUnreachableError):
+                FetchJob(world.config(BACKUP_OFFSITE_URLS=given)).run("latest")
 
     def test_counting(self, world: Offsite) -> None:
         """Known copies are not read; others count by their signer."""

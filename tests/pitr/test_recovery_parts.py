@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +16,7 @@ from portal.ops.pitr import data_dir, recovery
 from portal.ops.pitr.data_dir import _sync
 from portal.ops.pitr.look import base_of
 from portal.ops.pitr.plan import clock_offset
-from portal.ops.pitr.prune_wal import prune_wal
+from portal.ops.pitr.prune_wal import _is_young, prune_wal
 from portal.ops.pitr.recovery import lines_locked, scratch_server, unpacked
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.repository.repository import Repository
@@ -160,6 +160,17 @@ def test_a_base_backup_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
     ((level, event, facts), *_) = looked.all
     assert (level, event, facts["path"]) == ("warning", "base_unreadable", f"{tmp_path}/{name}.tar.gz")
     assert pruned.all == [("warning", "wal_not_removed", {"reason": f"{name}.tar.gz cannot be read"})]
+
+
+def test_wal_of_the_last_day(tmp_path: Path) -> None:
+    """It is young for a day; a file that has gone meanwhile is left to whoever has removed it."""
+    path = tmp_path / "segment"
+    path.write_text("")
+    os.utime(path, (NOON.timestamp(), NOON.timestamp()))
+    day = timedelta(days=1)
+    assert [_is_young(path, NOON + age) for age in (day - timedelta(seconds=1), day)] == [True, False]
+    path.unlink()
+    assert _is_young(path, NOON + day)
 
 
 def test_clocks(tmp_path: Path) -> None:

@@ -288,11 +288,12 @@ class TestCoverage:
         assert covered.at(300) == NOON + timedelta(minutes=3)
 
     def test_idle_server(self) -> None:
-        """Its clock goes on while its position stays; the last clock counts."""
+        """Its clock goes on while its position stays; the last clock counts, and the others are forgotten."""
         covered = Coverage()
         for second in range(4):
             covered.note(NOON + timedelta(seconds=second), flushed=100, inserted=100, delay=timedelta(0))
         assert covered.at(100) == NOON + timedelta(seconds=2)
+        assert len(covered._looks) == 1
         covered.forget(100)
         assert covered.at(100) == NOON + timedelta(seconds=2)
 

@@ -205,6 +205,10 @@ class TestChoice:
         with pytest.raises(OutsideWindowError, match="as old as that moment\n"):
             self.chosen(history, "latest")
 
+    def test_uploads_alone_bring_no_audit_log(self, history: History) -> None:
+        """Also where it has a place."""
+        assert not self.chosen(history, "latest", audit_log_path="/audit").with_audit
+
     def test_one_whose_chain_is_broken_is_passed_over(self, history: History) -> None:
         """It could not be restored."""
         history.archive(BackupType.MEDIA, timedelta(hours=1), parent="media_20200101_000000_abc123")

@@ -284,6 +284,16 @@ class TestExchange:
         assert times <= report.downtime_seconds < times + 60
         assert restore.state() is DatabaseState.APPLIED
 
+    @pytest.mark.parametrize(("setting", "found"), [("off", "on"), ("local", "local")])
+    def test_it_waits_for_the_disk(self, small: Bench, setting: str, found: str) -> None:
+        """What was filled without waiting is there for good once it is live; waits for locks have a limit."""
+        wanted = Exchange(live=small.target.name, kept_as="x", incoming=None, inherits=False)
+        with maintenance(small.target) as connection, connection.transaction():
+            connection.execute(f"SET LOCAL synchronous_commit = {setting}".encode())
+            swap._Attempt(connection, connection, wanted, None)._prepare()
+            assert connection.execute("SHOW synchronous_commit").fetchone() == (found,)
+            assert connection.execute("SHOW lock_timeout").fetchone() != ("0",)
+
     def test_or_not(self, small: Bench, pauses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
         """After the seventh time it is an error that names who is there; any other error is one at once."""
         wanted = Exchange(live=small.target.name, kept_as="x", incoming=None, inherits=False)
