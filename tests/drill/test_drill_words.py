@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from portal.ops.drill import portal_checks
 from portal.ops.drill.compare import Comparison
 from portal.ops.drill.job import DrillJob
 from portal.ops.drill.moments import BEHIND_BASE_TIME, FIRST_BASE_TIME, STALE, window_lacks
@@ -311,6 +312,33 @@ class TestKey:
         )
         made = self.checks(tmp_path, credential_key=Secret("key"))
         assert (made.checks, made.problems, made.warnings, made.command) == ([], [], [], None)
+
+    @pytest.mark.parametrize(
+        ("is_the_one", "opened", "check", "problems"),
+        [
+            (True, 0, "it is the one of this backup; 0 of 2 stored credentials opened", 1),
+            (None, 2, "the backup does not say which one it needs; 2 of 2 stored credentials opened", 0),
+            (None, 0, "", 1),
+            (False, 0, "", 2),
+        ],
+    )
+    def test_the_key(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        is_the_one: bool | None,
+        opened: int,
+        check: str,
+        problems: int,
+    ) -> None:
+        """One that is not known to fit, and opens nothing, is no check that was passed."""
+        found = SimpleNamespace(tried=2, opened=opened, closed=() if opened else ("a.b",))
+        monkeypatch.setattr(portal_checks, "is_key_of", lambda *_: is_the_one)
+        monkeypatch.setattr(portal_checks, "try_credentials", lambda *_: found)
+        made = self.checks(tmp_path, credential_key=Secret("key"))
+        made._key(LIVE)
+        assert made.checks == ([f"DD_CREDENTIAL_AES_256_KEY: {check}"] if check else [])
+        assert len(made.problems) == problems
 
     def test_the_command_has_what_it_needs(self, tmp_path: Path) -> None:
         """The uploads, the key and the facts; no database where there is none."""

@@ -108,7 +108,8 @@ TARGETS: Final = (
         "plan outcome config select_archive components dump_source background_checksum rollback restoration cleanup "
         "live_change context job moment moment_offsite recovered_database source portal_health audit_chain "
         "scratch_dump",
-        "restore/test_restore_words restore/test_restore_config restore/test_select_archive restore/test_components "
+        "restore/test_restore_words restore/test_moment_parts restore/test_restore_config "
+        "restore/test_select_archive restore/test_components "
         "restore/test_portal_health restore/test_scratch_dump restore/test_moment_archive restore/test_audit_restore "
         "restore/test_media_alone restore/test_live_change restore/test_rollback restore/test_restore_job "
         "restore/test_restore_refusals restore/test_moment_offsite pitr/test_restore_to_a_moment",
@@ -118,7 +119,8 @@ TARGETS: Final = (
         f"{_ENGINE}/restore/database",
         "means model row_check newcomer plan swap live_swap in_place replacement restore stage settle object_check "
         "fill carry blockers",
-        "restore/database/test_means restore/database/test_plan_in_words restore/test_components "
+        "restore/database/test_filling_parts restore/database/test_means restore/database/test_plan_in_words "
+        "restore/test_components "
         "restore/database/test_carried_rows restore/database/test_object_check restore/database/test_small_parts "
         "restore/database/test_database_refusals "
         "restore/database/test_database_restore restore/database/test_database_restore_state "
@@ -176,7 +178,8 @@ TARGETS: Final = (
         "scratch_server timeline unpack wal_archive wal_feed wal_fetch wal_objects wal_reader wal_sources wal_state "
         "wal_trust window",
         "pitr/test_wal_names pitr/test_pitr_words pitr/test_base_files pitr/test_wal_files pitr/test_wal_parts "
-        "pitr/test_scratch_parts pitr/test_window pitr/test_moment pitr/test_replaced_clusters pitr/test_wal_fetch "
+        "pitr/test_scratch_parts pitr/test_recovery_parts pitr/test_watched_servers pitr/test_window "
+        "pitr/test_moment pitr/test_replaced_clusters pitr/test_wal_fetch "
         "pitr/test_wal_signatures pitr/test_wal_sources pitr/test_races pitr/test_clocks pitr/test_locales "
         "pitr/test_coverage pitr/test_replication pitr/test_archiver pitr/test_recovery pitr/test_incremental_bases "
         "pitr/test_wal_service pitr/test_restore_to_a_moment pitr/test_offsite_wal pitr/test_new_server "
