@@ -20,6 +20,7 @@ from portal.ops.errors import OpsError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_file import Dump
+from portal.ops.postgres.identity import DatabaseIdentity
 from portal.ops.postgres.server import drop_forced, maintenance
 from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import DatabaseRestore, RestoreMode, list_old_databases
@@ -92,6 +93,23 @@ def planned(made: Bench, **options: Any) -> Any:
     backed_up = BackedUp(entries=contents.entries, server_major=contents.server_major, **options.pop("backed_up", {}))
     restore = made.restore(**options)
     return restore.plan(dump_major=17, dump_bytes=made.dump.stat().st_size, row_counts=made.rows, backed_up=backed_up)
+
+
+def identity(**changes: Any) -> DatabaseIdentity:
+    """A database as a manifest describes it; it is plain but for the changes."""
+    facts: dict[str, Any] = {
+        "owner": "postgres",
+        "encoding": "UTF8",
+        "collate": "C",
+        "ctype": "C",
+        "provider": "c",
+        "locale": None,
+        "icu_rules": None,
+        "connection_limit": -1,
+        "comment": None,
+        "has_privileges": False,
+    }
+    return DatabaseIdentity(**(facts | changes))
 
 
 def new_restore_id() -> str:

@@ -83,6 +83,7 @@ _NO_SUCH_LOCALE: Final = (
     psycopg.errors.InvalidParameterValue,
     psycopg.errors.FeatureNotSupported,
     psycopg.errors.InvalidObjectDefinition,
+    psycopg.errors.SyntaxError,  # an option that a newer server has
 )
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from portal.ops.errors import RestoreError
 from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.server import create_like
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_contents import read_contents
 from tests.support.database_restores import IN_PLACE, SWAP
 from tests.support.majors import majors, server_of
-from tests.support.restoring import Bench, ask, bench, execute, planned, remove
+from tests.support.restoring import Bench, ask, bench, execute, identity, planned, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ __all__ = ["server_of"]
 pytestmark = pytest.mark.xdist_group("majors")
 
 SCHEMA = Path(__file__).parents[2] / "support" / "real_portal.sql"
+PROVIDER = "SELECT datlocprovider FROM pg_database WHERE datname = 'newer_locale'"
 PAIRS = list(combinations_with_replacement(majors(), 2))
 
 
@@ -129,6 +131,29 @@ def test_a_plan_names_an_older_server_only_if_the_source_was_newer(
     finally:
         old.drop_database("planned")
         new.drop_database("planned")
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [
+        {"provider": "b", "locale": "C.UTF-8"},
+        {"provider": "i", "locale": "de-DE", "icu_rules": "&V << w <<< W"},
+    ],
+)
+def test_a_locale_that_an_older_server_does_not_know(
+    server_of: Callable[[int], EmbeddedPostgres], locale: dict[str, str]
+) -> None:
+    """The database is there all the same, and the warning says how it orders texts."""
+    server = server_of(15)
+    try:
+        with server.connect() as connection:
+            said = create_like(connection, "newer_locale", identity(**locale), "postgres")
+            (provider,) = connection.execute(PROVIDER).fetchone() or ("",)
+        assert provider == "c"
+        assert len(said) == 1
+        assert said[0].startswith(f"this server does not have the backup's locale {locale['locale']} (option ")
+    finally:
+        server.drop_database("newer_locale")
 
 
 def test_an_extension_whose_name_has_to_be_quoted(server_of: Callable[[int], EmbeddedPostgres], tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from portal.ops.errors import (
     SourceError,
 )
 from portal.ops.postgres.connection import connect
-from portal.ops.postgres.identity import DatabaseIdentity
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import maintenance
 from portal.ops.restore.database import plan as database_plan
@@ -32,7 +31,7 @@ from portal.ops.restore.database.plan import BackedUp, free_bytes, is_local
 from portal.ops.restore.database.swap import Exchange, exchange
 from portal.ops.settings.database_url import DatabaseTarget
 from tests.support.database_restores import IN_PLACE, SWAP, new_database, plan_of
-from tests.support.restoring import Bench, bench, execute
+from tests.support.restoring import Bench, bench, execute, identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,22 +50,6 @@ def small(postgres: EmbeddedPostgres, tmp_path: Path) -> Iterator[Bench]:
     with bench(target, postgres.bin_dir, tmp_path) as made:
         yield made
     postgres.drop_database(target.name)
-
-
-def identity(**changes: Any) -> DatabaseIdentity:
-    facts: dict[str, Any] = {
-        "owner": "postgres",
-        "encoding": "UTF8",
-        "collate": "C",
-        "ctype": "C",
-        "provider": "c",
-        "locale": None,
-        "icu_rules": None,
-        "connection_limit": -1,
-        "comment": None,
-        "has_privileges": False,
-    }
-    return DatabaseIdentity(**(facts | changes))
 
 
 class TestRoom:
