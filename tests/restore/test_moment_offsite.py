@@ -173,6 +173,31 @@ def test_without_the_identity_it_says_so(environ: dict[str, str], moment: dateti
 
 
 @pytest.mark.usefixtures("moment")
+def test_a_moment_before_every_base_backup_is_outside(environ: dict[str, str], moment: datetime) -> None:
+    """No WAL leads there, so it is no excuse that none is fetched while the service runs."""
+    settings, early = load_settings(environ, read_text), moment - timedelta(days=1)
+    assert moment_at_hand(settings, early.isoformat(), RestoreScope.DATABASE) == ()
+    result = RestoreJob(RestoreConfig.from_settings(settings)).restore_at(
+        early.isoformat(), scope=RestoreScope.DATABASE
+    )
+    assert result.error
+    assert "lies outside the recovery window" in result.error
+
+
+def test_wal_that_is_missing_is_not_fetched_while_the_service_runs(
+    environ: dict[str, str], moment: datetime, tmp_path: Path
+) -> None:
+    """There is a base backup for the moment; the error says what stands in the way of its WAL."""
+    settings = elsewhere(environ, tmp_path)
+    moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+    archive = WalArchive.current(Repository(settings.local_path))
+    assert archive
+    archive.remove(set(archive.files()))
+    with archive.receiving_alone(), pytest.raises(BusyError, match=r"^no WAL is fetched from off-site while"):
+        moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE)
+
+
+@pytest.mark.usefixtures("moment")
 def test_nothing_is_fetched_where_everything_is_here(environ: dict[str, str], portal: WalPortal) -> None:
     """The repository itself leads there."""
     assert moment_at_hand(load_settings(environ, read_text), "latest", RestoreScope.DATABASE) == ()
@@ -221,8 +246,6 @@ def test_base_is_fetched_while_the_service_receives(environ: dict[str, str], mom
     assert archive is not None
     with archive.receiving_alone():
         assert moment_at_hand(settings, moment.isoformat(), RestoreScope.DATABASE) == (base,)
-        with pytest.raises(BusyError, match="while the WAL service runs"):
-            moment_at_hand(settings, "2020-01-01 00:00:00+00:00", RestoreScope.DATABASE)
 
 
 def test_base_is_chosen_by_our_clock(

@@ -22,6 +22,7 @@ from portal.ops.pitr.moment import parse_moment
 from portal.ops.pitr.plan import OutsideWindowError, clock_offset
 from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.pitr.wal_sources import fetch_from_all
+from portal.ops.repository.catalogue import Catalogue
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig, RestoreScope
 from portal.ops.restore.moment import choose_moment
@@ -67,6 +68,7 @@ def moment_at_hand(
 
     Raises:
         ConfigurationError: the text is no moment.
+        BusyError: there is a base backup for the moment and not its WAL, which is not fetched while the service runs.
         IdentityError: the copies are encrypted, and no identity fits.
         NotIntactError: a copy is damaged.
         StorageError: no store could be reached.
@@ -95,7 +97,10 @@ def moment_at_hand(
     faults: list[OpsError] = []
     needs_wal = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
     fetched = ["WAL"] if needs_wal and _brought_wal(repository, settings, faults) else []
-    return _brought(bringers, moment, parts, is_here, fetched, faults)
+    brought = _brought(bringers, moment, parts, is_here, fetched, faults)
+    if not all(map(is_here, parts)) and (relevant := _relevant(faults, repository, moment)):
+        raise relevant[0]
+    return brought
 
 
 def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsError]) -> bool:
@@ -107,7 +112,7 @@ def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsErr
     try:
         found = fetch_from_all(repository, settings, trusted_signers(repository, settings.offsite.signers))
     except BusyError as error:
-        fault = BusyError(
+        fault = _ServiceRunsError(
             f"no WAL is fetched from off-site while the WAL service runs: {error.message}",
             hint="Stop the WAL service and start this again, or name a moment inside the recovery window.",
         )
@@ -131,8 +136,6 @@ def _brought(
     Arguments:
         fetched: what was fetched before; likewise the `faults`.
 
-    Raises:
-        OpsError: something is still missing; this is the first error that occurred.
     """
     if all(map(is_here, parts)):
         return tuple(fetched)
@@ -145,10 +148,20 @@ def _brought(
             log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
             continue
         if all(map(is_here, parts)):
-            return tuple(fetched)
-    if faults:
-        raise faults[0]
+            break
     return tuple(fetched)
+
+
+def _relevant(faults: Sequence[OpsError], repository: Repository, moment: datetime) -> list[OpsError]:
+    """The faults without which the moment could be reached: no WAL leads to one before every base backup."""
+    entries = Catalogue(repository).entries()
+    if any(entry.type is BackupType.BASE and entry.read_at <= moment for entry in entries):
+        return list(faults)
+    return [fault for fault in faults if not isinstance(fault, _ServiceRunsError)]
+
+
+class _ServiceRunsError(BusyError):
+    """The WAL service runs, so no WAL is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
