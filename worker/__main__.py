@@ -1,6 +1,7 @@
 """`python -m worker [queue …]`: starts and supervises one Celery worker for each queue.
 
-If one of them ends by itself, all end: whatever started this (compose, systemd) restarts it as a whole.
+One that fails or is killed after it has worked is started again, and the tasks of the others go on. If one ends in any
+other way, all end: whatever started this (compose, systemd) restarts it as a whole.
 """
 
 from __future__ import annotations
@@ -69,12 +70,16 @@ def _end(processes: dict[Queue, subprocess.Popen[bytes]], grace: float) -> list[
 
 
 def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], processes: int | None) -> bool:
-    """True if all workers run. One that fails after this time (a lost broker can cause that) is restarted."""
+    """True if all workers run; one that failed or was killed is restarted, unless it had hardly begun.
+
+    A lost broker can cause a failure, and a lack of memory a kill.
+    """
     for queue, (process, started) in running.items():
         code = process.poll()
         if code is None:
             continue
-        if code != _FAILED or time.monotonic() - started < _AT_LEAST_SECONDS:
+        is_accident = code == _FAILED or code < 0
+        if not is_accident or time.monotonic() - started < _AT_LEAST_SECONDS:
             return False
         log.warning("queue_worker_restarted", queue=queue.value, exit_code=code)
         running[queue] = (_start(queue, processes), time.monotonic())

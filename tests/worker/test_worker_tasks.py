@@ -248,30 +248,37 @@ def service(
 
 
 FAILING_WORKER = """
-import os, sys, threading
-if "worker.queue_worker" in sys.orig_argv:
-    timer = threading.Timer(4, os._exit, [1])  # after the three seconds in which it counts as one that cannot start
+import os, signal, sys, threading
+if "worker.queue_worker" in sys.orig_argv and "maintenance" in sys.orig_argv:
+    # after the three seconds in which it counts as one that cannot start
+    timer = threading.Timer(4, {ending})
     timer.daemon = True
     timer.start()
 """
 
 
 @pytest.mark.parametrize(
-    ("style", "said"), [("console", "queue worker restarted"), ("json", '"event": "queue_worker_restarted"')]
+    ("style", "ending", "said"),
+    [
+        ("console", "os._exit, [1]", "queue worker restarted"),
+        ("json", "os.kill, [os.getpid(), signal.SIGKILL]", '"exit_code": -9, "event": "queue_worker_restarted"'),
+    ],
 )
-def test_a_queue_worker_that_is_restarted_is_logged_as_the_setting_wants_it(
-    portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, said: str
+def test_a_queue_worker_that_fails_or_is_killed_is_restarted(
+    portal: Portal, redis: EmbeddedRedis, tmp_path: Path, style: str, ending: str, said: str
 ) -> None:
-    """A worker that fails is restarted, and the line about it has the form of BACKUP_LOG_FORMAT."""
-    (tmp_path / "sitecustomize.py").write_text(FAILING_WORKER)
+    """It alone: the tasks of another queue go on. The line about it has the form of BACKUP_LOG_FORMAT."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_WORKER.format(ending=ending))
     own = {"CELERY_BROKER_URL": redis.url, "BACKUP_LOG_FORMAT": style, "PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, "-I", "-m", "worker", "maintenance"]
+    command = [sys.executable, "-I", "-m", "worker", "maintenance", "offsite"]
     with subprocess.Popen(command, cwd="/", env=portal.environ(**own), stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr is not None
         line = next(line for line in worker.stderr if "restarted" in line)
         worker.terminate()
-        worker.stderr.read()
+        rest = worker.stderr.read()
     assert said in line
+    assert "offsite" not in line + "".join(more for more in rest.splitlines() if "restarted" in more)
+    assert worker.returncode == 0
 
 
 def test_a_prune_by_a_worker_removes_what_is_too_old(portal: Portal, redis: EmbeddedRedis) -> None:
