@@ -89,10 +89,8 @@ def moment_at_hand(
         return ()
     repository.prepare_for_restore()
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
-    ahead = clock_offset(WalArchive.current(repository))
-    moment = (parse_moment(text, now + ahead, config.time_zone) or now.astimezone(UTC) + ahead) - ahead
-    both = (RestoreScope.DATABASE, *((RestoreScope.MEDIA,) if config.media_path is not None else ()))
-    parts = both if scope is RestoreScope.FULL else (scope,)
+    moment = _by_our_clock(text, now, clock_offset(WalArchive.current(repository)), config)
+    parts = _parts(scope, config)
     bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
     faults: list[OpsError] = []
     needs_wal = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
@@ -101,6 +99,17 @@ def moment_at_hand(
     if not all(map(is_here, parts)) and (relevant := _relevant(faults, repository, moment)):
         raise relevant[0]
     return brought
+
+
+def _parts(scope: RestoreScope, config: RestoreConfig) -> tuple[RestoreScope, ...]:
+    """What is restored, one by one; uploads only if there is a place for them."""
+    both = (RestoreScope.DATABASE, *((RestoreScope.MEDIA,) if config.media_path is not None else ()))
+    return both if scope is RestoreScope.FULL else (scope,)
+
+
+def _by_our_clock(text: str, now: datetime, ahead: timedelta, config: RestoreConfig) -> datetime:
+    """The moment that a person names by the server's clock, which is `ahead` of ours."""
+    return (parse_moment(text, now + ahead, config.time_zone) or now.astimezone(UTC) + ahead) - ahead
 
 
 def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsError]) -> bool:
