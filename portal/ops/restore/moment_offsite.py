@@ -75,8 +75,7 @@ def moment_at_hand(
     """
     config = RestoreConfig.from_settings(settings, **({"media_path": media_dir} if media_dir else {}))
     repository = Repository(settings.local_path, lock_timeout=settings.lock_timeout)
-    destinations = settings.offsite.destinations()
-    now = clock()
+    destinations, now = settings.offsite.destinations(), clock()
 
     def is_here(part: RestoreScope) -> bool:
         try:
@@ -91,13 +90,12 @@ def moment_at_hand(
     fetcher = FetchJob(OffsiteConfig.from_settings(settings), progress=progress, actor=actor, observer=observer)
     moment = _by_our_clock(text, now, clock_offset(WalArchive.current(repository)), config)
     parts = _parts(scope, config)
-    bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
     faults: list[OpsError] = []
-    needs_wal = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
-    fetched = ["WAL"] if needs_wal and _brought_wal(repository, settings, faults) else []
-    brought = _brought(bringers, moment, parts, is_here, fetched, faults)
-    if not all(map(is_here, parts)) and (relevant := _relevant(faults, repository, moment)):
-        raise relevant[0]
+    has_database = RestoreScope.DATABASE not in parts or is_here(RestoreScope.DATABASE)
+    wal = ["WAL"] if not has_database and _brought_wal(repository, settings, faults) else []
+    bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
+    brought = _brought(bringers, moment, parts, is_here, wal, faults)
+    _raise_first([] if all(map(is_here, parts)) else faults, repository, moment)
     return brought
 
 
@@ -144,29 +142,26 @@ def _brought(
 
     Arguments:
         fetched: what was fetched before; likewise the `faults`.
-
     """
-    if all(map(is_here, parts)):
-        return tuple(fetched)
     for bringer in bringers:
+        lacking = [part for part in parts if not is_here(part)]
+        if not lacking:
+            break
         try:
-            lacking = [part for part in parts if not is_here(part)]
             fetched.extend(bringer.bring(moment, lacking, is_here, faults))
         except OpsError as error:
             faults.append(error)
             log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
-            continue
-        if all(map(is_here, parts)):
-            break
     return tuple(fetched)
 
 
-def _relevant(faults: Sequence[OpsError], repository: Repository, moment: datetime) -> list[OpsError]:
-    """The faults without which the moment could be reached: no WAL leads to one before every base backup."""
+def _raise_first(faults: Sequence[OpsError], repository: Repository, moment: datetime) -> None:
+    """Raise the first fault without which the moment could be reached: no WAL leads to one before every base backup."""
     entries = Catalogue(repository).entries()
-    if any(entry.type is BackupType.BASE and entry.read_at <= moment for entry in entries):
-        return list(faults)
-    return [fault for fault in faults if not isinstance(fault, _ServiceRunsError)]
+    has_base = any(entry.type is BackupType.BASE and entry.read_at <= moment for entry in entries)
+    for fault in faults:
+        if has_base or not isinstance(fault, _ServiceRunsError):
+            raise fault
 
 
 class _ServiceRunsError(BusyError):
