@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from demo.postgres import EmbeddedPostgres
+from portal.ops.postgres.supported import OLDEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ _FURTHER: Final = Path(os.environ["KEKKAI_TEST_POSTGRES"]) if "KEKKAI_TEST_POSTG
 def majors() -> tuple[int, ...]:
     """The versions that are tested: those of every run, and those that KEKKAI_TEST_POSTGRES adds."""
     further = [] if _FURTHER is None else [int(path.parent.name) for path in _FURTHER.glob("*/bin")]
-    return tuple(sorted({*_USUAL, *further}))
+    return tuple(sorted({*_USUAL, *(major for major in further if major >= OLDEST)}))
 
 
 def bin_dir_of(major: int) -> Path | None:
