@@ -55,7 +55,7 @@ def signed(results: Results, task_id: str, result: dict[str, Any], *, success: b
     return sign_result(results.app.task_keys.current(), task_id, result, success=success)
 
 
-@pytest.mark.parametrize("status", [STATE, *states.ALL_STATES])
+@pytest.mark.parametrize("status", [STATE, *sorted(states.ALL_STATES)])
 def test_a_result_has_a_state_that_there_is(reader: Results, status: str) -> None:
     """Whether it is one of Celery's or our own."""
     assert read(reader, status=status, result=None)["status"] == status
