@@ -262,6 +262,31 @@ class TestOwnership:
         assert error.message == "user app does not own public.a"
         assert in_place(found, {"public.c": 1}) == []
 
+    @pytest.mark.parametrize("kind", ["FUNCTION", "PROCEDURE", "AGGREGATE"])
+    def test_functions_are_known_without_their_arguments(self, kind: str) -> None:
+        """A dump names them with these."""
+        found = means(
+            inside=Inside(foreign=("audit.note", "public.b")),
+            entries=(entry(1, kind, "note(integer, text)", schema="audit"), entry(2, "TABLE", "b(x)", schema="public")),
+        )
+        (error,) = in_place(found)
+        assert error.message == "user app does not own audit.note"
+
+    def test_schemas_have_to_be_open(self) -> None:
+        """Those of which the backup has objects, with the grant for each."""
+        found = means(
+            inside=Inside(closed=frozenset({"provider", "Audit", "unknown"})),
+            entries=tuple(entry(1, "TABLE", "a", schema=schema) for schema in ("provider", "Audit", "public")),
+        )
+        assert [error.message for error in in_place(found)] == [
+            f"user app may not create anything in schema {name}, which the backup has objects of"
+            for name in ("Audit", "provider")
+        ]
+        assert (
+            in_place(found)[0].hint == 'as an administrator, in database dojo: GRANT CREATE ON SCHEMA "Audit" TO "app"'
+        )
+        assert swap_obstacles(found) == []
+
     def test_membership_of_the_owner_helps(self) -> None:
         """Where somebody else owns the database itself, and there is one."""
         inside = Inside(foreign=("public.a",))

@@ -169,6 +169,28 @@ class TestDoors:
         assert ask(live.target, "SELECT count(*) FROM finding") == 100
 
 
+class TestProviders:
+    """What somebody else has put into the live database, as a provider of servers does."""
+
+    def test_functions_and_schemas_are_told_beforehand(self, logical: EmbeddedPostgres, tmp_path: Path) -> None:
+        """A function of theirs is in the backup: the plan of a restore in place says why it cannot be replaced."""
+        logical.create_role(role := f"app_{uuid4().hex[:8]}", password=PASSWORD, options="CREATEDB")
+        target = replace(new_database(logical, owner=role), user=role, password=Secret(PASSWORD))
+        execute(target, "CREATE TABLE finding AS SELECT n FROM generate_series(1, 100) AS n")
+        execute(
+            as_superuser(target, logical),
+            "CREATE SCHEMA provider",
+            "GRANT USAGE ON SCHEMA provider TO PUBLIC",
+            "CREATE FUNCTION provider.note(number int) RETURNS int LANGUAGE sql AS 'SELECT number'",
+        )
+        with bench(target, logical.bin_dir, tmp_path) as made:
+            assert [blocker.message for blocker in plan_of(made, IN_PLACE).blockers] == [
+                f"user {role} does not own provider.note",
+                f"user {role} may not create anything in schema provider, which the backup has objects of",
+            ]
+            assert plan_of(made, SWAP).blockers == ()
+
+
 class TestSlots:
     """Replication slots that others have in the live database."""
 

@@ -60,6 +60,11 @@ _LOCKS: Final = """
 _INSTALLED: Final = "SELECT extname FROM pg_extension"
 _LARGE_OBJECTS: Final = "SELECT count(*) FROM pg_largeobject_metadata"
 _MAY_CREATE: Final = "SELECT has_database_privilege(current_database(), 'CREATE')"
+_CLOSED: Final = """
+    SELECT nspname FROM pg_namespace
+    WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND NOT has_schema_privilege(oid, 'CREATE')
+"""
+_WITH_ARGUMENTS: Final = ("FUNCTION", "PROCEDURE", "AGGREGATE")
 # Relations, functions and types that belong neither to the system, nor to an extension, nor to us.
 _FOREIGN: Final = """
     SELECT n.nspname, o.name, o.owner FROM (
@@ -89,9 +94,11 @@ class Inside:
     Arguments:
         foreign: objects of other owners, by name.
         extensions: installed extensions.
+        closed: schemas in which the user may create nothing.
     """
 
     foreign: tuple[str, ...] = ()
+    closed: frozenset[str] = frozenset()
     extensions: frozenset[str] = frozenset()
     large_objects: int = 0
     may_create: bool = True
@@ -331,7 +338,7 @@ def _immovable(means: Means) -> Iterator[OpsError]:
 
 
 def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError]:
-    known = {table_name(entry.schema, entry.name) for entry in means.entries} | row_counts.keys()
+    known = set(map(_object_name, means.entries)) | row_counts.keys()
     replaced = [name for name in means.inside.foreign if not known or name in known]
     if replaced:
         owners = f"; {_membership(means, means.live.owner)}" if means.live and not means.owned else ""
@@ -339,11 +346,23 @@ def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError
             f"user {means.me.name} does not own {_some(replaced)}",
             hint=f"restore as the user that owns them, or as the server's administrator{owners}",
         )
+    for schema in sorted(means.inside.closed & {entry.schema for entry in means.entries}):
+        yield AccessDeniedError(
+            f"user {means.me.name} may not create anything in schema {schema}, which the backup has objects of",
+            hint=f"as an administrator, in database {means.target.name}: "
+            f"GRANT CREATE ON SCHEMA {Identifier(schema).as_string(None)} TO {means.user}",
+        )
     if not means.inside.may_create:
         yield AccessDeniedError(
             f"user {means.me.name} may not create schemas and extensions in database {means.target.name}",
             hint=f"as an administrator: GRANT CREATE ON DATABASE {means.name} TO {means.user}",
         )
+
+
+def _object_name(entry: Entry) -> str:
+    """The name of an object, without the types that a function's name has in a dump."""
+    name = entry.name.partition("(")[0] if entry.kind in _WITH_ARGUMENTS else entry.name
+    return table_name(entry.schema, name)
 
 
 def _missing_inside(means: Means) -> Iterator[OpsError]:
@@ -428,6 +447,7 @@ def _look_inside(target: DatabaseTarget, live: DatabaseFacts | None) -> Inside:
         return Inside(
             foreign=tuple(dict.fromkeys(table_name(*names) for names in foreign)),
             extensions=frozenset(str(name) for (name,) in connection.execute(_INSTALLED)),
+            closed=frozenset(str(name) for (name,) in connection.execute(_CLOSED)),
             large_objects=int(row[0]),
             may_create=bool(may_create[0]),
         )
