@@ -31,6 +31,9 @@ _SUPERUSER = "postgres"
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _PORT_ATTEMPTS = 5
+_MEMORY = Path("/dev/shm")  # noqa: S108  (mkdtemp makes a private directory in it)
+_MEMORY_BYTES = 6_000_000_000
+"""The free memory with which a server's data may be there: several servers run side by side."""
 
 _COMMON_SETTINGS = {
     "max_connections": "60",
@@ -69,7 +72,8 @@ class EmbeddedPostgres:
     """A server on a free port of 127.0.0.1 and a Unix socket; a context manager.
 
     Arguments:
-        unsafe_speed: never sync: fast, but the data is lost if the machine goes down. For tests.
+        unsafe_speed: never sync, and keep the data in memory if there is room: fast, but the data is lost if the
+            machine goes down. For tests.
         settings: further server settings, by name.
         bin_dir: the directory of another version's programs.
         segment_mb: the size of a segment of WAL; nothing means PostgreSQL's own default.
@@ -83,6 +87,7 @@ class EmbeddedPostgres:
         bin_dir: Path | None = None,
         segment_mb: int | None = None,
     ) -> None:
+        self._is_unsafe = unsafe_speed
         self._settings = _COMMON_SETTINGS | (_UNSAFE_SETTINGS if unsafe_speed else {}) | (settings or {})
         self._password = secrets.token_urlsafe(12)
         self._segment_mb = segment_mb
@@ -108,7 +113,7 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: the cluster could not be created, or the server did not start.
         """
-        self.directory = _make_directory(self._owner)
+        self.directory = _make_directory(self._owner, is_in_memory=self._is_unsafe)
         try:
             server_bin = self.reachable_bin_dir = self._find_bin_dir()
             self._initialise(server_bin / "initdb")
@@ -322,15 +327,31 @@ def _server_owner() -> tuple[int, int] | None:
     return nobody.pw_uid, nobody.pw_gid
 
 
-def _make_directory(owner: tuple[int, int] | None) -> Path:
-    """Create the server's directory where its user can access it and a socket's path fits (107 bytes)."""
+def _make_directory(owner: tuple[int, int] | None, *, is_in_memory: bool) -> Path:
+    """Create the server's directory where its user can access it and a socket's path fits (107 bytes).
+
+    Arguments:
+        is_in_memory: put it into memory if there is room.
+    """
     parent = Path(tempfile.gettempdir()).resolve()
+    if is_in_memory and _has_room(_MEMORY):
+        parent = _MEMORY
     if len(str(parent)) > 60 or (owner is not None and not _reachable(parent)):
         parent = Path("/tmp")  # noqa: S108  (mkdtemp makes a private directory in it)
     directory = Path(tempfile.mkdtemp(prefix="kekkai-postgres-", dir=parent))
     if owner is not None:
         os.chown(directory, *owner)
     return directory
+
+
+def _has_room(place: Path) -> bool:
+    """Return whether a server's data and programs can be in a file system in memory."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    is_usable = not found.f_flag & (os.ST_NOEXEC | os.ST_RDONLY) and os.access(place, os.W_OK)
+    return is_usable and found.f_bavail * found.f_frsize >= _MEMORY_BYTES
 
 
 def _reachable(path: Path) -> bool:
