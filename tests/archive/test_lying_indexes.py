@@ -169,7 +169,7 @@ def look_at_everything(archive: ArchiveReader, said: list[Member], path: Path) -
 
 
 AT_LEAST = settings(
-    max_examples=1_000 if LONG_FORM else 60,
+    max_examples=1_000 if LONG_FORM else 30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -193,7 +193,7 @@ def test_archives_that_lie(archive: Forged) -> None:
                 assert_restored_as_said(opened, said, target, jobs, "[bd]*")
 
 
-@settings(AT_LEAST, max_examples=300 if LONG_FORM else 15)
+@settings(AT_LEAST, max_examples=300 if LONG_FORM else 8)
 @given(forged())
 @example(Forged([[directory("media")], [file("media/a", b"x" * 1024)], [file("media/b")]], [Lie(2, "size", MIB, True)]))
 def test_archives_that_lie_to_helpers(archive: Forged) -> None:

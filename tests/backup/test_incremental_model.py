@@ -214,5 +214,5 @@ class ChangingUploads(RuleBasedStateMachine):
 
 TestChangingUploads = ChangingUploads.TestCase
 TestChangingUploads.settings = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -104,7 +104,7 @@ def contents(tree: Tree) -> dict[bytes, str]:
 
 
 @settings(
-    max_examples=100 if LONG_FORM else 8,
+    max_examples=100 if LONG_FORM else 3,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
