@@ -30,7 +30,7 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.commit import Commit
@@ -91,9 +91,9 @@ def moment_at_hand(
     moment = _by_our_clock(text, now, clock_offset(WalArchive.current(repository)), config)
     parts = _parts(scope, config)
     faults: list[OpsError] = []
-    has_database = RestoreScope.DATABASE not in parts or is_here(RestoreScope.DATABASE)
-    wal = ["WAL"] if not has_database and _brought_wal(repository, settings, faults) else []
-    bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
+    lacks_database = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
+    wal = ["WAL"] if lacks_database and _brought_wal(repository, settings, faults) else []
+    bringers = (_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations)
     brought = _brought(bringers, moment, parts, is_here, wal, faults)
     _raise_first([] if all(map(is_here, parts)) else faults, repository, moment)
     return brought
@@ -131,7 +131,7 @@ def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsErr
 
 
 def _brought(
-    bringers: list[_Bringer],
+    bringers: Iterable[_Bringer],
     moment: datetime,
     parts: tuple[RestoreScope, ...],
     is_here: Callable[[RestoreScope], bool],

@@ -279,7 +279,7 @@ class TestOwnership:
             entries=tuple(entry(1, "TABLE", "a", schema=schema) for schema in ("provider", "Audit", "public")),
         )
         assert [error.message for error in in_place(found)] == [
-            f"user app may not create anything in schema {name}, which the backup has objects of"
+            f"user app may not create objects in schema {name}, and the backup contains some"
             for name in ("Audit", "provider")
         ]
         assert (

@@ -348,7 +348,7 @@ def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError
         )
     for schema in sorted(means.inside.closed & {entry.schema for entry in means.entries}):
         yield AccessDeniedError(
-            f"user {means.me.name} may not create anything in schema {schema}, which the backup has objects of",
+            f"user {means.me.name} may not create objects in schema {schema}, and the backup contains some",
             hint=f"as an administrator, in database {means.target.name}: "
             f"GRANT CREATE ON SCHEMA {Identifier(schema).as_string(None)} TO {means.user}",
         )

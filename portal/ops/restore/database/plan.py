@@ -358,6 +358,6 @@ def _warnings_of_versions(connection: Connection, request: Request) -> Iterator[
     source, destination = request.backed_up.server_major, connection.info.server_version // 10000
     if source > destination:
         yield (
-            f"the backup is from PostgreSQL {source}, and this server is older: {destination}; if the backup has "
-            "anything that it does not know, the restore fails and changes nothing"
+            f"the backup is from PostgreSQL {source}, and this server is older: {destination}; if the backup "
+            "uses a feature that this version lacks, the restore fails and changes nothing"
         )
