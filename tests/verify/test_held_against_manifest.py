@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,10 @@ from portal.ops.model import DELETED, Component, VerifyLevel
 from portal.ops.repository.sidecar import sidecar_of
 from portal.ops.runtime.progress import available_cores
 from portal.ops.verify.verify import MOST_DAMAGES, Expected, Verifier
-from tests.support.archives import BACKUP_ID, NAME, Recipe, compressor_pool, manifest_of, write_archive
+from tests.support.archives import BACKUP_ID, NAME, Found, Recipe, compressor_pool, manifest_of, write_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from portal.ops.repository.verifications import Verification
@@ -214,3 +216,19 @@ def test_what_pg_restore_says_of_a_dump(tmp_path: Path, ending: str, size: int, 
     assert found.manifest is not None
     assert sum(told) == size + len(found.manifest.encode())
     assert Verifier(pg_bin_dir=tmp_path).verify(path, VerifyLevel.CONTENTS).intact
+
+
+def test_hard_link_without_a_file_is_damage(tmp_path: Path) -> None:
+    """A restore would refuse such an archive, so a verification does not call it intact."""
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "a").write_bytes(b"content")
+    os.link(uploads / "a", uploads / "b")
+
+    def lose_target(items: Iterator[Found]) -> Iterator[Found]:
+        return (found for found in items if found[0][0] != "media/a")
+
+    with compressor_pool() as pool:
+        path = write_archive(tmp_path / NAME, pool, Recipe(media=uploads, meddle=lose_target))
+    found = Verifier(jobs=1).verify_alone(path)
+    assert said(found) == ["media/b: it is a link to media/a, which is no file before it"]

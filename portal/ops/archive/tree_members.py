@@ -99,10 +99,12 @@ class TreeMembers:
                 batch, weight = [], 0
                 self._add_large(item)
                 continue
-            if item[1] == "hardlink" and item[2] in self._unsettled:
-                self._submit_pack(batch)
-                batch, weight = [], 0
-                item = self._settled(item)
+            if item[1] == "hardlink":
+                if item[2] in self._unsettled:
+                    self._submit_pack(batch)
+                    batch, weight = [], 0
+                    self._settle()
+                item = self._as_it_is(item)
             elif item[1] == "file" and item[2]:
                 self._unsettled.add(item[2])
             batch.append(item)
@@ -113,10 +115,9 @@ class TreeMembers:
         self._submit_pack(batch)
         self._settle()
 
-    def _settled(self, item: Item) -> Item:
-        """The hard link, or a file of its own if its target was another file by the time it was read."""
+    def _as_it_is(self, item: Item) -> Item:
+        """The hard link, or a file of its own if its target vanished or was another file by the time it was read."""
         path, _, link = item
-        self._settle()
         if link in self._tally.vanished or not self._is_same(link, path):
             return path, "file", ""
         return item

@@ -164,6 +164,7 @@ class _Look:
         self.has_digests = True
         self.notes: tuple[str, ...] = ()
         self._held = {component: [0, 0] for component in Component}
+        self._link_targets: set[str] = set()
 
     def run(self, path: Path) -> None:
         """Check everything; afterwards `damages` has the result."""
@@ -188,6 +189,8 @@ class _Look:
             self._held[component][0 if member.type is MemberType.FILE else 1] += 1
         elif member.path != MANIFEST and not self._is_list_of_deleted(member):
             self._note(Damage(what="it belongs to no component of a portal", path=member.path))
+        if member.type is MemberType.HARDLINK:
+            self._link_targets.add(member.link)
         try:
             if component is Component.DATABASE and self._level is VerifyLevel.DUMP:
                 self._dump(member, content)
@@ -240,6 +243,8 @@ class _Look:
             self._hold_deletions(manifest, archive)
         if Component.CLUSTER in manifest.components:
             self._hold_cluster(archive)
+        if self._link_targets and archive.has_index:  # without an index, the whole archive would be read again
+            self._hold_links(archive)
         for component in Component:
             files, others = self._held[component]
             listed = component in manifest.components
@@ -266,6 +271,17 @@ class _Look:
         }
         for fault in manifest_faults(files, b"".join(archive.extract(listed)))[:MOST_DAMAGES]:
             self._note(Damage(what=fault, path=PREFIX))
+
+    def _hold_links(self, archive: Archive) -> None:
+        """Make sure that the target of each hard link is a file before it; else a restore refuses the archive."""
+        files: set[str] = set()
+        for member in archive.members():
+            if member.type is MemberType.FILE and member.path in self._link_targets:
+                files.add(member.path)
+            elif member.type is MemberType.HARDLINK and member.link not in files:
+                self._note(Damage(what=f"it is a link to {member.link}, which is no file before it", path=member.path))
+                if len(self.damages) >= MOST_DAMAGES:
+                    return
 
     def _hold_deletions(self, manifest: Manifest, archive: Archive) -> None:
         if not is_indexed_archive(archive):
