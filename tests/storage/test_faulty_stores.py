@@ -6,7 +6,8 @@ import errno
 import gc
 import os
 import time
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from portal.ops.storage import directory
 from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.object_store import _put_seconds
 from portal.ops.storage.open import open_backend
-from tests.support.fake_s3 import REFUSALS, FakeS3, Manner
+from portal.ops.storage.versions import VersionedBackend, bucket_protection
+from tests.support.fake_s3 import REFUSALS, FakeS3, Manner, Refusal
 from tests.support.stores import PASSWORD, SftpServer
 from tests.support.waiting import LONG_SECONDS
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from portal.ops.storage.backend import Backend
 
 CONTENT = b"content" * 1000
+NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
 
 OPERATIONS: dict[str, Callable[[Backend], object]] = {
@@ -102,15 +105,20 @@ class TestS3:
             with pytest.raises(StorageError, match="differs from the data sent"):
                 put(backend)
 
-    @pytest.mark.parametrize("what", ["put", "read", "list_top"])
+    @pytest.mark.parametrize("what", sorted({*OPERATIONS} - {"head"}))
     @pytest.mark.parametrize(
         ("refusal", "kind", "message", "hint"),
         [
             ("expired", StoreDeniedError, "the credentials have expired", "Set new ones"),
             ("skewed", StoreDeniedError, "clocks of this machine and of the store differ", "NTP"),
             ("cold", StoreDeniedError, "storage class for archives", "Restore it in the bucket"),
-            ("moved", StorageError, "the bucket backup is in another region", "Correct region="),
-            ("other region", StorageError, "the bucket backup is in the region eu-central-1", "Correct region="),
+            ("moved", StorageError, "the bucket backup is in the region eu-central-1", "Set region=eu-central-1"),
+            (
+                "other region",
+                StorageError,
+                "the bucket backup is in the region eu-central-1",
+                "Set region=eu-central-1",
+            ),
             ("no locks", StorageError, "was created without object lock", "unset BACKUP_OFFSITE_LOCK"),
             ("other", StorageError, "cannot be used: InvalidStorageClass: The storage", "Look at the store"),
             ("throttled", StoreUnreachableError, "s3://backup/x asks for fewer requests", "Try again later"),
@@ -127,6 +135,47 @@ class TestS3:
         assert hint in caught.value.hint
         assert caught.value.retryable == (refusal == "throttled")
         assert len(caught.value.message) < 200
+
+    @pytest.mark.parametrize("refusal", ["expired", "skewed", "cold", "moved", "other region", "other"])
+    def test_a_head_tells_what_a_read_would(self, once: None, refusal: str) -> None:
+        """The cause is named although the answer to a HEAD has none."""
+        said = []
+        with FakeS3(Manner.KEEPS_NOTHING, REFUSALS[refusal]) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            for what in ("read", "head"):
+                with pytest.raises(StorageError) as caught:
+                    OPERATIONS[what](backend)
+                said.append(str(caught.value))
+        assert said[0] == said[1]
+
+    @pytest.mark.parametrize("what", [*OPERATIONS, "versions", "protection"])
+    @pytest.mark.parametrize("status", [301, 307, 308])
+    @pytest.mark.parametrize("has_reason", [True, False])
+    def test_a_store_that_refers_to_another_host(self, once: None, what: str, status: int, has_reason: bool) -> None:
+        """Region and endpoint are named, though the other host refuses requests that are signed for the first one."""
+        with FakeS3(Manner.KEEPS_NOTHING, REFUSALS["denied"]) as other:
+            there = f"http://127.0.0.1:{other.server_port}"
+            headers = (("Location", f"{there}/backup"), ("x-amz-bucket-region", "eu-central-1"))
+            referral = Refusal(status, "TemporaryRedirect" if has_reason else "", "Please re-send", headers)
+            with FakeS3(Manner.KEEPS_NOTHING, referral) as first:
+                backend = open_backend(parse_destination(first.url), KEYS)
+                with pytest.raises(StorageError) as caught:
+                    if what == "versions":
+                        list(VersionedBackend(parse_destination(first.url), KEYS, NOON).list(""))
+                    elif what == "protection":
+                        bucket_protection(parse_destination(first.url), KEYS)
+                    else:
+                        OPERATIONS[what](backend)
+        assert caught.value.message == f"the bucket backup is in the region eu-central-1, at {there}"
+        assert caught.value.hint == f"Set region=eu-central-1 and endpoint={there} in BACKUP_OFFSITE_URLS."
+
+    def test_a_refusal_by_the_right_store(self, once: None) -> None:
+        """Credentials that do not suffice are no other region."""
+        refusal = replace(REFUSALS["denied"], headers=(("x-amz-bucket-region", "us-east-1"),))
+        with FakeS3(Manner.KEEPS_NOTHING, refusal) as server:
+            backend = open_backend(parse_destination(server.url), KEYS)
+            with pytest.raises(StoreDeniedError, match="refused the request: the credentials are wrong"):
+                backend.head("a/00000.age")
 
     def test_a_store_that_throttles_for_a_moment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The request is repeated, with pauses that grow."""

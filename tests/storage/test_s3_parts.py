@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 from datetime import UTC, datetime
 from hashlib import sha256
 from types import SimpleNamespace
@@ -240,7 +241,9 @@ class TestVersions:
     def at(self, monkeypatch: pytest.MonkeyPatch, client: Client) -> VersionedBackend:
         """The bucket at the 29th."""
         monkeypatch.setattr(versions, "client_of", lambda *_: client)
-        return VersionedBackend(parse_destination("s3://bucket/x"), {}, datetime(2026, 11, 29, tzinfo=UTC))
+        return VersionedBackend(
+            parse_destination("s3://bucket/x?endpoint=http://127.0.0.1:9"), {}, datetime(2026, 11, 29, tzinfo=UTC)
+        )
 
     def test_what_was_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The last version of each object up to the moment; all are listed once."""
@@ -384,8 +387,35 @@ class TestVersions:
         if is_told:
             assert bucket_protection(parse_destination("s3://bucket"), {}) == (True, "")
         else:
-            with pytest.raises(StoreDeniedError, match=r"^s3://bucket does not tell \(ClientError\)"):
-                bucket_protection(parse_destination("s3://bucket"), {})
+            with pytest.raises(StoreDeniedError, match=r"^s3://bucket refused the request: the cred") as caught:
+                bucket_protection(parse_destination("s3://bucket?endpoint=http://127.0.0.1:9"), {})
+            assert "s3:GetBucketVersioning" in caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("environ", "kind", "message"),
+        [
+            ({}, StoreDeniedError, "there are no credentials for s3://b$"),
+            (PAIR, StoreUnreachableError, "s3://b does not answer: EndpointConnectionError$"),
+        ],
+    )
+    def test_nobody_to_ask(
+        self, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], kind: type[StorageError], message: str
+    ) -> None:
+        """Missing credentials and a store that does not answer are told apart, and not called a refusal."""
+        for name in PAIR:
+            monkeypatch.delenv(name, raising=False)
+        for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+            monkeypatch.setenv(name, "/nonexistent")
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        destination = parse_destination("s3://b?endpoint=http://127.0.0.1:9")
+        for ask in (
+            lambda: bucket_protection(destination, environ),
+            lambda: list(VersionedBackend(destination, environ, NOON).list("")),
+        ):
+            with pytest.raises(kind) as caught:
+                ask()
+            assert re.search(message, caught.value.message)
 
     @pytest.mark.parametrize(
         ("url", "style", "endpoint"),

@@ -15,7 +15,7 @@ _EMPTY = (
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error of Amazon's S3: its status, code and message, and headers beside it."""
+    """An error of Amazon's S3: its status, code and message, and headers beside it; without a code it has no body."""
 
     status: int
     code: str
@@ -41,6 +41,7 @@ REFUSALS = {
     ),
     "throttled": Refusal(503, "SlowDown", "Please reduce your request rate."),
     "no locks": Refusal(400, "InvalidRequest", "Bucket is missing Object Lock Configuration"),
+    "denied": Refusal(403, "AccessDenied", "Access Denied"),
     "other": Refusal(400, "InvalidStorageClass", "The storage class you specified is not valid"),
     "cold": Refusal(403, "InvalidObjectState", "The operation is not valid for the object's storage class"),
 }
@@ -64,7 +65,7 @@ class FakeS3(ThreadingHTTPServer):
     """The server; use it as a context manager.
 
     Arguments:
-        refusal: how it answers the first `times` requests that have a body in the answer.
+        refusal: how it answers the first `times` requests; a HEAD without a body.
     """
 
     daemon_threads = True
@@ -113,10 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         if refusal is None or self.server.requests > self.server.times:
             return False
         text = f"<Error><Code>{refusal.code}</Code><Message>{refusal.message}</Message></Error>"
-        self._answer(refusal.status, text, **dict(refusal.headers))
+        has_body = refusal.code and self.command != "HEAD"
+        self._answer(refusal.status, text if has_body else "", **dict(refusal.headers))
         return True
 
     def do_HEAD(self) -> None:
+        if self._refused():
+            return
         if self.server.manner is Manner.KEEPS_OTHER_BYTES:
             self._answer(200, **{"x-amz-checksum-sha256": "A" * 43 + "="})
         else:
@@ -129,6 +133,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self._answer(204)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._refused():
+            self._answer(200, "<DeleteResult></DeleteResult>")
 
     def _answer(self, status: int, body: str = "", **headers: str) -> None:
         if self.server.manner in (Manner.SILENT, Manner.DEAF):

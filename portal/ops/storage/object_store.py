@@ -26,6 +26,7 @@ from portal.ops.errors import (
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.storage.credentials import find_credentials, region_of
+from portal.ops.storage.s3_region import find_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +56,6 @@ _LYING_HINT: Final = "Look at the store; its answers cannot be relied on. Copy e
 _KEPT_HINT: Final = "Nothing is overwritten off-site."
 _PERMISSIONS_HINT: Final = "Compare what the credentials permit with docs/offsite.md."
 _ANSWER: Final = re.compile(r"<Code>(?P<code>[^<]+)</Code>\s*<Message>(?P<message>[^<]+)</Message>")
-_REGION: Final = re.compile(r"expecting \\?'([a-z0-9-]+)")
 
 
 class _Cause(NamedTuple):
@@ -90,12 +90,6 @@ _CAUSES: Final = (
         StoreDeniedError,
         "{what} is in a storage class for archives, and cannot be read from there",
         "Restore it in the bucket first, for some days; then try again.",
-    ),
-    _Cause(
-        ("PermanentRedirect", "TemporaryRedirect", "BareRedirect", "AuthorizationHeaderMalformed"),
-        StorageError,
-        "the bucket {bucket} is in {region}, or at another endpoint",
-        "Correct region= and endpoint= in BACKUP_OFFSITE_URLS.",
     ),
     _Cause(
         ("service account file", "application credentials"),
@@ -289,10 +283,7 @@ class ObjectStoreBackend:
 
     def head(self, name: str) -> StoredObject:
         """An object with its digest; see `Backend.head`."""
-        import obstore
-
-        with self._explained(name):
-            found = obstore.head(self._store, name)
+        found = self._found(name)
         kept = self._head.look(name) if self._head is not None else None
         if kept is not None and kept.sha256:
             return replace(_stored(found, kept.sha256), is_own_digest=True, locked_until=kept.locked_until)
@@ -300,6 +291,20 @@ class ObjectStoreBackend:
         for piece in self.read(name):
             digest.update(piece)
         return replace(_stored(found, digest.hexdigest()), locked_until=kept.locked_until if kept else None)
+
+    def _found(self, name: str) -> Any:
+        """An object's facts; if the store refuses them, a read tells why: the answer to a HEAD has no reason."""
+        import obstore
+
+        try:
+            with self._explained(name):
+                return obstore.head(self._store, name)
+        except (ObjectAbsentError, StoreUnreachableError):
+            raise
+        except StorageError:
+            for _ in self.read(name, 0, 1):
+                break
+            raise
 
     def delete(self, name: str) -> None:
         """Remove an object; see `Backend.delete`."""
@@ -341,8 +346,12 @@ class ObjectStoreBackend:
             return ObjectAbsentError(f"there is no {what}", hint="List the copies.")
         if known := self._known(said, what):
             return known
-        refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
-        if refused or any(word in said for word in _DENIED):
+        is_refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+        is_refused |= any(word in said for word in _DENIED)
+        may_be_elsewhere = self._is_s3 and (is_refused or not any(word in said for word in (*_FULL, *_AWAY)))
+        if may_be_elsewhere and (place := find_place(self._destination, self._environ, said)):
+            return StorageError(f"the bucket {self._destination.place} is {place.message}", hint=place.hint)
+        if is_refused:
             locked = "it is locked, or " if any(word in said for word in _LOCKED) else ""
             return StoreDeniedError(
                 f"{what} refused the request: {locked}the credentials are wrong or do not permit it",
@@ -361,13 +370,11 @@ class ObjectStoreBackend:
         cause = next((cause for cause in _CAUSES if any(code in said for code in cause.codes)), None)
         if cause is None:
             return None
-        region = _REGION.search(said)
         return cause.error(
             cause.message.format(
                 what=what,
                 store=self.shown,
                 bucket=self._destination.place,
-                region=f"the region {region[1]}" if region else "another region",
                 reason=_brief(said).rpartition(" error: ")[2],
             ),
             hint=cause.hint,

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from portal.ops.errors import StoreUnreachableError
 from portal.ops.storage.credentials import Credentials, find_credentials, region_of
+from portal.ops.storage.s3_region import bucket_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,18 +64,12 @@ class S3Head:
     @classmethod
     def of(cls, destination: Destination, environ: Mapping[str, str]) -> S3Head | None:
         """For a destination, or None if only its cloud knows the credentials."""
-
         if (credentials := find_credentials(environ)) is None:
             return None
         region = region_of(destination, environ)
+        endpoint, bucket = bucket_address(destination, region)
         prefix = f"/{destination.prefix}/" if destination.prefix else "/"
-        given = destination.options.get("endpoint")
-        if given and destination.options.get("addressing") != "host":
-            return cls(given, f"/{destination.place}{prefix}", region, credentials)
-        endpoint = given or f"https://s3.{region}.amazonaws.com"
-        if given:
-            return cls(endpoint, prefix, region, credentials)
-        return cls(endpoint, f"/{destination.place}{prefix}", region, credentials)
+        return cls(endpoint, f"{bucket}{prefix}", region, credentials)
 
     def look(self, name: str) -> Kept:
         """Query the metadata of an object.

@@ -6,7 +6,7 @@ bucket has versioning, the older versions remain, and this module lists and read
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from hashlib import sha256 as new_digest
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -21,10 +21,13 @@ from portal.ops.hints import Advice
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.storage.credentials import find_credentials, region_of
+from portal.ops.storage.s3_region import find_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import datetime
+
+    from botocore.exceptions import ClientError
 
     from portal.ops.storage.backend import Data
 
@@ -50,6 +53,7 @@ class VersionedBackend:
                 f"{destination.shown} has no versions to look back at", hint="Only s3:// destinations have."
             )
         self._destination = destination
+        self._environ = environ
         self._moment = moment
         self._prefix = f"{destination.prefix}/" if destination.prefix else ""
         self._client = client_of(destination, environ)
@@ -137,25 +141,56 @@ class VersionedBackend:
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
         """Turn errors of `boto3` into ours."""
-        from botocore.exceptions import BotoCoreError, ClientError
-
         what = f"{self.shown}/{name}" if name else self.shown
-        try:
+        with _explained(
+            self._destination,
+            self._environ,
+            what,
+            "Listing versions needs s3:ListBucketVersions, reading them s3:GetObjectVersion.",
+        ):
             yield
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in _ABSENT:
-                raise ObjectAbsentError(f"there is no {what}", hint="Look at another time.") from error
-            if code in _DENIED:
-                raise StoreDeniedError(
-                    f"{what} refused the request: the credentials are wrong or do not permit it",
-                    hint="Listing versions needs s3:ListBucketVersions, reading them s3:GetObjectVersion.",
-                ) from error
-            raise StorageError(f"{what} cannot be used: {code}", hint="Look at the store itself.") from error
-        except BotoCoreError as error:
-            raise StoreUnreachableError(
-                f"{self.shown} does not answer: {type(error).__name__}", hint="Look at the network and the store."
-            ) from error
+
+
+@contextmanager
+def _explained(destination: Destination, environ: Mapping[str, str], what: str, permissions: str) -> Iterator[None]:
+    """Turn errors of `boto3` into ours.
+
+    Arguments:
+        what: the object or bucket.
+        permissions: the hint if the store refuses the request.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        raise _refused(error, destination, environ, what, permissions) from error
+    except NoCredentialsError as error:
+        raise StoreDeniedError(
+            f"there are no credentials for {destination.shown}",
+            hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, an administrator's for this.",
+        ) from error
+    except BotoCoreError as error:
+        raise StoreUnreachableError(
+            f"{destination.shown} does not answer: {type(error).__name__}", hint="Look at the network and the store."
+        ) from error
+
+
+def _refused(
+    error: ClientError, destination: Destination, environ: Mapping[str, str], what: str, permissions: str
+) -> StorageError:
+    """The error for a store's answer."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code in _ABSENT:
+        return ObjectAbsentError(f"there is no {what}", hint="Look at another time.")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if place := find_place(destination, environ, f"status code: {status} {error}"):
+        return StorageError(f"the bucket {destination.place} is {place.message}", hint=place.hint)
+    if code in _DENIED:
+        return StoreDeniedError(
+            f"{what} refused the request: the credentials are wrong or do not permit it", hint=permissions
+        )
+    return StorageError(f"{what} cannot be used: {code}", hint="Look at the store itself.")
 
 
 def client_of(destination: Destination, environ: Mapping[str, str]) -> Any:
@@ -187,12 +222,13 @@ def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> t
 
     Raises:
         ConfigurationError: `boto3` is not installed.
-        StorageError: the store does not answer.
+        StorageError: the store does not answer, or refuses the request.
     """
     client = client_of(destination, environ)
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import ClientError
 
-    try:
+    needed = "This needs s3:GetBucketVersioning and s3:GetBucketObjectLockConfiguration."
+    with closing(client), _explained(destination, environ, destination.shown, needed):
         versions = client.get_bucket_versioning(Bucket=destination.place).get("Status") == "Enabled"
         try:
             found = client.get_object_lock_configuration(Bucket=destination.place)["ObjectLockConfiguration"]
@@ -200,13 +236,6 @@ def bucket_protection(destination: Destination, environ: Mapping[str, str]) -> t
             if "ObjectLockConfigurationNotFound" not in str(error) and "NoSuch" not in str(error):
                 raise
             return versions, ""
-    except (BotoCoreError, ClientError) as error:
-        raise StoreDeniedError(
-            f"{destination.shown} does not tell ({type(error).__name__})",
-            hint="This needs s3:GetBucketVersioning and s3:GetBucketObjectLockConfiguration.",
-        ) from error
-    finally:
-        client.close()
     if found.get("ObjectLockEnabled") != "Enabled":
         return versions, ""
     rule = found.get("Rule", {}).get("DefaultRetention", {})
