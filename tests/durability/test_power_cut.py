@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.model import RESTORE_DIRECTORY
+from portal.ops.offsite.signing import find_key, own_key
 from portal.ops.repository.access_log import AccessLog
 from portal.ops.repository.repository import Repository
 from tests.support.commands import RESTORE, done, run
@@ -161,3 +162,15 @@ def files(directory: Path) -> list[Path]:
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a tree with its content."""
     return {os.fspath(path.relative_to(directory)): path.read_bytes() for path in files(directory)}
+
+
+def test_the_key_of_offsite_copies_survives(disk: Disk) -> None:
+    """Copies are signed with it at once; without it they would count as another's."""
+    repository = Repository(disk.mount / "archives")
+    repository.prepare()
+    disk.settle()
+    made = own_key(repository)
+    with disk.after_power_cut() as place:
+        found = find_key(Repository(place / "archives"))
+        assert found is not None
+        assert found.signer == made.signer

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import BusyError, ConfigurationError, IdentityError, NotIntactError, StoreUnreachableError
+from portal.ops.errors import (
+    BusyError,
+    ConfigurationError,
+    IdentityError,
+    NotIntactError,
+    RepositoryError,
+    StoreUnreachableError,
+)
 from portal.ops.model import SUFFIX
+from portal.ops.offsite.beside import archive_beside
 from portal.ops.offsite.copy import CopyJob
 from portal.ops.offsite.layout import segment_bytes_for
 from portal.ops.offsite.ledger import Ledger
@@ -128,6 +136,54 @@ class TestCopy:
         """An archive that nobody knows the digest of is not copied, and the fault says so."""
         sidecar_of(archive_of(offsite)).unlink()
         assert "no .sha256" in str(offsite.copy(archive_of(offsite).name).error) or offsite.names() == []
+
+    def test_an_archive_here_that_lost_its_sidecar(self, offsite: Offsite) -> None:
+        """Fetched, it is compared with its copy: the same one gets its sidecar back, any other is refused."""
+        offsite.copied()
+        archive = archive_of(offsite)
+        whole, sidecar = archive.read_bytes(), sidecar_of(archive).read_text()
+        name = archive.name.removesuffix(SUFFIX)
+        sidecar_of(archive).unlink()
+        archive.write_bytes(whole[:1000])
+        with pytest.raises(NotIntactError, match="is there, and is not the archive that the copy is of"):
+            offsite.fetch(name)
+        archive.write_bytes(whole)
+        assert offsite.fetch(name) == archive
+        assert sidecar_of(archive).read_text() == sidecar
+
+    def test_no_place_to_read_a_copy_to(self, offsite: Offsite) -> None:
+        """A directory that cannot be made in the repository is an error of the repository, with what to do."""
+        offsite.copied()
+        config = offsite.elsewhere().config()
+        backend = offsite.backend()
+        (commit,) = list_copies(backend).commits
+        config.local_path.mkdir(parents=True)
+        (config.local_path / ".offsite").touch()
+        with (
+            pytest.raises(RepositoryError, match="cannot write to") as caught,
+            archive_beside(config, Repository(config.local_path), backend, commit, lambda _: None),
+        ):
+            pytest.fail("there is no archive")
+        assert caught.value.hint
+
+    def test_an_interrupted_copy_whose_segments_are_gone(self, offsite: Offsite) -> None:
+        """A prune removes the segments of a copy that stood still for a week; the next attempt begins again."""
+        puts = 0
+
+        def third(what: str) -> bool:
+            nonlocal puts
+            puts += what == "put"
+            return puts > 2
+
+        assert with_store(offsite, lambda real: Unsteady(real, third)).run().faults
+        sent = offsite.names()
+        assert len(sent) == 2
+        for name in sent:
+            offsite.backend().delete(name)
+        offsite.copied()
+        archive = archive_of(offsite)
+        assert [name for name in offsite.names() if name in sent] == sent
+        assert offsite.elsewhere().fetch("latest").read_bytes() == archive.read_bytes()
 
     def test_copies_for_new_recipients(self, offsite: Offsite) -> None:
         """Copied again, an archive is encrypted for the new recipients; the old copy stays until it is pruned."""

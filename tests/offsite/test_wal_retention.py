@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ from portal.ops.offsite.commit import Commit, Segment, WalStart
 from portal.ops.offsite.layout import Stem
 from portal.ops.offsite.prune import OffsitePruneJob
 from portal.ops.offsite.signing import own_key
+from portal.ops.offsite.wal import WalPlan, remove_wal
 from portal.ops.repository.repository import Repository
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
+from portal.ops.settings.destination import parse_destination
 from portal.ops.storage.directory import DirectoryBackend
+from portal.ops.storage.open import open_backend
 from tests.support.offsite import Offsite, offsite_at
 
 if TYPE_CHECKING:
@@ -152,3 +156,15 @@ def test_nothing_goes_behind_wal_that_is_locked(world: Offsite, monkeypatch: pyt
 
     monkeypatch.setattr(DirectoryBackend, "delete", locked)
     assert prune(world)[0] == names[1:]
+
+
+def test_wal_that_another_prune_has_removed(bucket_url: str) -> None:
+    """Of two prunes at once, the later one ends without an error, and removes the rest."""
+    destination = parse_destination(bucket_url)
+    backend = open_backend(destination, os.environ)
+    data = b"wal"
+    backend.put("wal/1/b", data, hashlib.sha256(data).hexdigest())
+    (there,) = backend.list("wal/")
+    gone = replace(there, name="wal/1/a")
+    removed, spared = remove_wal(backend, destination, WalPlan(doomed={"1": [gone, there]}), NOW)
+    assert (list(backend.list("wal/")), spared, there in removed) == ([], [], True)

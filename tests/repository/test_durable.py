@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.repository.durable import (
+    append_line,
     make_directories,
     make_hidden,
     open_own,
@@ -35,6 +37,37 @@ while True:
     for letter in b"ab":
         write_durably(Path(sys.argv[1]), bytes([letter]) * 500_000)
 """
+
+
+class TestAppendLine:
+    def test_a_disk_that_becomes_full(self, tmp_path: Path) -> None:
+        """A line of which only a part fits is an error, and leaves the file as it was."""
+        path = tmp_path / "lines"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            assert append_line(descriptor, b"one\n") == 0
+            resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))
+            with pytest.raises(OSError, match="No space left"):
+                append_line(descriptor, b"two\n")
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            assert path.read_bytes() == b"one\n"
+            assert append_line(descriptor, b"two\n") == 4
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            os.close(descriptor)
+        assert path.read_bytes() == b"one\ntwo\n"
+
+    def test_after_a_crash(self, tmp_path: Path) -> None:
+        """A line that was cut short is ended first."""
+        path = tmp_path / "lines"
+        path.write_bytes(b"one\ntw")
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+        try:
+            append_line(descriptor, b"three\n")
+        finally:
+            os.close(descriptor)
+        assert path.read_bytes() == b"one\ntw\nthree\n"
 
 
 class TestWriteDurably:

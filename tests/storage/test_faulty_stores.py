@@ -23,7 +23,7 @@ from portal.ops.storage.open import open_backend
 from portal.ops.storage.versions import VersionedBackend, bucket_protection
 from tests.support.fake_s3 import REFUSALS, FakeS3, Manner, Refusal
 from tests.support.stores import PASSWORD, SftpServer
-from tests.support.waiting import LONG_SECONDS
+from tests.support.waiting import LONG_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,6 +219,16 @@ class TestSftp:
             backend.close()
         assert caught.value.retryable
         assert caught.value.hint
+
+    def test_a_server_without_sftp(self, tmp_path: Path) -> None:
+        """It is an error that says so, and leaves no connection open, however often it is tried."""
+        with SftpServer(tmp_path, has_sftp=False) as server:
+            backend = open_backend(parse_destination(server.url), {}, password=Secret(PASSWORD))
+            for _ in range(3):
+                with pytest.raises(StorageError, match="cannot be used: Session refused"):
+                    list(backend.list(""))
+            wait_until(lambda: server.connections == 0)
+            backend.close()
 
 
 class TestDirectory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import resource
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
@@ -191,6 +192,18 @@ class TestAgeKeys:
         assert str(pyrage.x25519.Identity.from_str(key).to_public()) == found.recipient
         with pytest.raises(ConfigurationError, match=r"^cannot write .*: no such file or directory"):
             generate(tmp_path / "none/key")
+
+    def test_a_key_on_a_full_disk(self, tmp_path: Path) -> None:
+        """A key that could not be written leaves no file, so that the same command makes one when there is room."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+        try:
+            with pytest.raises(ConfigurationError, match=r"^cannot write .*: file too large"):
+                generate(tmp_path / "key")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
+        assert generate(tmp_path / "key").path.is_file()
 
 
 def identity() -> tuple[Identity, Any]:

@@ -52,12 +52,15 @@ class SftpServer:
         directory: keys go here; what is stored, into `root`.
         hangs_at: a request, such as ``write``, that is never answered, while the connection stays alive.
         is_terse: whether it says no more of most errors than "Failure", like OpenSSH.
+        has_sftp: whether it offers SFTP at all.
     """
 
-    def __init__(self, directory: Path, *, hangs_at: str = "", is_terse: bool = False) -> None:
+    def __init__(self, directory: Path, *, hangs_at: str = "", is_terse: bool = False, has_sftp: bool = True) -> None:
         self.directory = directory
         self._hangs_at = hangs_at
         self._is_terse = is_terse
+        self._has_sftp = has_sftp
+        self.connections = 0
         self.root = directory / "served"
         self.root.mkdir()
         self.port = 0
@@ -98,7 +101,15 @@ class SftpServer:
     async def _listen(self, key: Any) -> Any:
         import asyncssh
 
+        server = self
+
         class Doorkeeper(asyncssh.SSHServer):
+            def connection_made(self, _: Any) -> None:
+                server.connections += 1
+
+            def connection_lost(self, _: Exception | None) -> None:
+                server.connections -= 1
+
             def begin_auth(self, _: str) -> bool:
                 return True
 
@@ -126,7 +137,7 @@ class SftpServer:
             0,
             server_factory=Doorkeeper,
             server_host_keys=[key],
-            sftp_factory=Hanging if hangs_at else Terse if self._is_terse else True,
+            sftp_factory=Hanging if hangs_at else Terse if self._is_terse else self._has_sftp,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from portal.ops.archive.output_file import OutputFile
@@ -45,18 +45,19 @@ def archive_beside(
             hint="Name the file with the secret key in BACKUP_ENCRYPTION_IDENTITY_FILE.",
         )
     repository.prepare()
-    with own_place(repository.path / DIRECTORY) as place:
-        check_space(repository, commit.archive_size)
-        path = place / f"{commit.backup_id}{SUFFIX}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        out = OutputFile(descriptor)
+    with ExitStack() as held:
         try:
-            receive(backend, commit, identities, out, advance)
-            if out.finish() != commit.archive_sha256:
-                raise blame(backend, commit)
+            place = held.enter_context(own_place(repository.path / DIRECTORY))
+            check_space(repository, commit.archive_size)
+            path = place / f"{commit.backup_id}{SUFFIX}"
+            out = OutputFile(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+            try:
+                receive(backend, commit, identities, out, advance)
+                if out.finish() != commit.archive_sha256:
+                    raise blame(backend, commit)
+            finally:
+                out.close()
             sidecar_of(path).write_text(f"{commit.archive_sha256}  {path.name}\n")
         except OSError as error:
             raise unwritable(repository, error) from error
-        finally:
-            out.close()
         yield path

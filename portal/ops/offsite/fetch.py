@@ -29,9 +29,10 @@ from portal.ops.offsite.reading import find_file
 from portal.ops.offsite.receiving import blame, receive
 from portal.ops.offsite.signing import Trust
 from portal.ops.repository.access_log import Action, Observer, Witness
+from portal.ops.repository.durable import write_durably
 from portal.ops.repository.locks import archive_lock
 from portal.ops.repository.repository import Repository
-from portal.ops.repository.sidecar import read_sidecar
+from portal.ops.repository.sidecar import file_digest, read_sidecar, sidecar_of
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, Meter, Progress, utc_now
 from portal.ops.storage.objects import identities_of
@@ -320,7 +321,7 @@ class FetchJob:
         )
 
     def _is_here(self, commit: Commit) -> bool:
-        """True if the repository has the archive, by its sidecar.
+        """True if the repository has the archive, by its sidecar; one without a sidecar is hashed, and gets one.
 
         Raises:
             NotIntactError: it has another archive of that name.
@@ -328,12 +329,22 @@ class FetchJob:
         path = self._path(commit)
         if not path.exists():
             return False
-        if (digest := read_sidecar(path)) in (None, commit.archive_sha256):
-            return digest is not None
+        sidecar = read_sidecar(path)
+        if (sidecar or file_digest(path)) == commit.archive_sha256:
+            if sidecar is None:
+                self._add_sidecar(commit)
+            return True
         raise NotIntactError(
             f"{path} is there, and is not the archive that the copy is of",
             hint="Verify it; if it is damaged, move it away, and fetch again.",
         )
+
+    def _add_sidecar(self, commit: Commit) -> None:
+        path = self._path(commit)
+        try:
+            write_durably(sidecar_of(path), f"{commit.archive_sha256}  {path.name}\n".encode())
+        except OSError as error:
+            raise unwritable(self.repository, error) from error
 
     def _path(self, commit: Commit) -> Path:
         return self.repository.path / f"{commit.backup_id}{SUFFIX}"

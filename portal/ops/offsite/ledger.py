@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import BusyError, RepositoryError
 from portal.ops.offsite.layout import Stem, parse_stem
-from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
+from portal.ops.repository.durable import append_line, make_hidden, sync_directory, write_durably
 from portal.ops.repository.faults import disk_full
 from portal.ops.repository.locks import locked_file, try_lock
 from portal.ops.repository.records import DamagedRecordError, RecordStore
@@ -214,10 +214,7 @@ class Ledger:
         with _explained(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             try:
-                size = os.fstat(descriptor).st_size
-                ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-                os.write(descriptor, (b"" if ended else b"\n") + record.encode())
-                os.fsync(descriptor)
+                append_line(descriptor, record.encode())
             finally:
                 os.close(descriptor)
             sync_directory(self.directory)

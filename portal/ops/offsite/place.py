@@ -50,6 +50,9 @@ def own_place(directory: Path) -> Iterator[Path]:
     """A temporary directory in the repository, removed at the end; those of killed processes are removed too.
 
     It stays locked while in use: process ids mean nothing if several containers use one repository.
+
+    Raises:
+        OSError: it cannot be created.
     """
     import tempfile  # imported late: a fetch needs no temporary directory
 

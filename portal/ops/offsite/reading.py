@@ -45,7 +45,7 @@ class RemoteFile:
     """An off-site archive that can be read at any offset.
 
     Arguments:
-        identities: the identities for decrypting; None if the copy is not encrypted.
+        identities: the identities for decrypting; empty if the copy is not encrypted.
     """
 
     def __init__(self, backend: Backend, commit: Commit, identities: Sequence[Identity]) -> None:

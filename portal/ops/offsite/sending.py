@@ -1,6 +1,6 @@
 """Sends one archive: encrypts and stores segment by segment, and records its progress.
 
-    choose    choose an unused stem, or continue with that of an interrupted copy
+    choose    choose an unused stem, or continue with that of an interrupted copy, if its segments are still there
     seal      encrypt the next segment while the last one is sent
     intend    record the digest before sending: after a crash it identifies our object
     store     store the segment with one PUT, which is refused if the name exists
@@ -126,6 +126,9 @@ class Sender:
             if file_digest(archive.path) != digest:
                 raise _damaged(archive)
             pending = None
+        if pending is not None and (difference := self._difference(pending)):
+            log.warning("offsite_segments_gone", stem=str(pending.stem), error=difference)
+            pending = None
         while True:
             if pending is None:
                 pending = self._start(entry.name, digest, again=again)
@@ -194,22 +197,25 @@ class Sender:
                 return segment
         raise TakenError(error.message) from error
 
+    def _difference(self, pending: _Pending) -> str:
+        """The first sent segment that the store does not have, or has with another size; empty if it has all."""
+        there = {one.name: one.size for one in self.backend.list(pending.stem.directory)}
+        for number, segment in enumerate(pending.segments):
+            name = pending.stem.segment(number, encrypted=bool(pending.recipients))
+            if (size := there.get(name)) != segment.size:
+                has = "does not have it" if size is None else f"has {size} bytes of {segment.size}"
+                return f"{self.backend.shown}/{name} differs from the data sent: the store accepted it, and {has}"
+        return ""
+
     def _check_stored(self, pending: _Pending) -> None:
         """Check that the store has all segments, before the copy is committed.
 
         Raises:
             StorageError: a segment is missing or has the wrong size; the next attempt starts from the beginning.
         """
-        there = {one.name: one.size for one in self.backend.list(pending.stem.directory)}
-        for number, segment in enumerate(pending.segments):
-            name = pending.stem.segment(number, encrypted=bool(pending.recipients))
-            if (size := there.get(name)) != segment.size:
-                self.ledger.forget_pending(pending.stem.backup_id)
-                has = "does not have it" if size is None else f"has {size} bytes of {segment.size}"
-                raise StorageError(
-                    f"{self.backend.shown}/{name} differs from the data sent: the store accepted it, and {has}",
-                    hint="Look at the store; its answers cannot be relied on.",
-                )
+        if difference := self._difference(pending):
+            self.ledger.forget_pending(pending.stem.backup_id)
+            raise StorageError(difference, hint="Look at the store; its answers cannot be relied on.")
 
     def _check_commit(self, stem: Stem, data: bytes) -> None:
         """Read the commit back.

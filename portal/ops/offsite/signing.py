@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.errors import RepositoryError
 from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.offsite.ledger import Ledger
-from portal.ops.repository.durable import make_hidden, write_durably
+from portal.ops.repository.durable import make_hidden, sync_directory, write_whole
 from portal.ops.repository.repository import Repository
 from portal.ops.storage.signature import SigningKey
 from portal.ops.units import system_reason
@@ -69,10 +69,11 @@ def own_key(repository: Repository) -> SigningKey:
     temporary = path.with_name(temporary_name(_NAME))
     try:
         make_hidden(path.parent)
-        write_durably(temporary, os.urandom(_KEY_BYTES))
+        write_whole(temporary, os.urandom(_KEY_BYTES))
         with suppress(FileExistsError):  # two at once: the first one's key counts
             os.link(temporary, path)
         temporary.unlink()
+        sync_directory(path.parent)
     except OSError as error:
         raise _unusable(path, system_reason(error)) from error
     found = find_key(repository)
@@ -92,7 +93,7 @@ def _unusable(path: Path, why: str | None) -> RepositoryError:
 
 
 def trusted_signers(repository: Repository, given: Collection[str]) -> frozenset[str] | None:
-    """Whose copies are taken; nothing where nobody said whose, so that every copy is.
+    """The signers whose copies are accepted; None to accept every copy.
 
     Arguments:
         given: the signers of the settings.

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Self
 
 from portal.ops.chains.lineage import read_manifest
-from portal.ops.errors import OpsError, StoreDeniedError
+from portal.ops.errors import ObjectAbsentError, OpsError, StoreDeniedError
 from portal.ops.model import SUFFIX, BackupType, Component
 from portal.ops.offsite.commit import WalStart
 from portal.ops.offsite.layout import WAL
@@ -163,7 +163,7 @@ def remove_wal(
     for objects in planned.series:
         for number, one in enumerate(objects):
             try:
-                until = backend.head(one.name).locked_until if destination.scheme is Scheme.S3 else None
+                until = _locked_until(backend, destination, one)
                 if until is not None and until > now:
                     spared.append(f"{one.name} and {len(objects) - number - 1} more: locked until {until:%Y-%m-%d}")
                     break
@@ -175,6 +175,16 @@ def remove_wal(
     if gone:
         log.info("offsite_wal_removed", destination=destination.shown, files=len(gone))
     return gone, spared
+
+
+def _locked_until(backend: Backend, destination: Destination, one: StoredObject) -> datetime | None:
+    """When the lock of an object ends; None without one, or if another prune has removed the object."""
+    if destination.scheme is not Scheme.S3:
+        return None
+    try:
+        return backend.head(one.name).locked_until
+    except ObjectAbsentError:
+        return None
 
 
 def _start_of(repository: Repository, commit: Commit) -> WalStart | None:

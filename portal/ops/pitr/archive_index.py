@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from portal.ops.repository.durable import sync_directory, write_durably
+from portal.ops.repository.durable import append_line, sync_directory, write_durably
 from portal.ops.repository.locks import locked_file
 
 if TYPE_CHECKING:
@@ -101,13 +101,14 @@ def index_lock(directory: Path) -> AbstractContextManager[None]:
 
 
 def append(directory: Path, file: WalFile) -> None:
-    """Append a line durably, after ending a truncated one. The caller must hold the lock."""
+    """Append a line durably, after ending a truncated one. The caller must hold the lock.
+
+    Raises:
+        OSError: writing failed; the index is unchanged.
+    """
     descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        size = os.fstat(descriptor).st_size
-        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, (b"\n" if torn else b"") + file.encode())
-        os.fdatasync(descriptor)
+        size = append_line(descriptor, file.encode())
     finally:
         os.close(descriptor)
     if size == 0:

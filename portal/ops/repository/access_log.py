@@ -10,7 +10,6 @@ it from tampering. An error in writing the log never breaks the logged operation
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -38,7 +37,7 @@ from portal.ops.repository.access_entry import (
     decode,
     sealed,
 )
-from portal.ops.repository.durable import open_own, write_durably
+from portal.ops.repository.durable import append_line, open_own, write_durably
 from portal.ops.repository.faults import explain
 from portal.ops.repository.locks import holder, lock_within
 from portal.ops.runtime.logs import engine_log
@@ -203,16 +202,7 @@ class AccessLog:
         return sealed(replace(entry, number=number + 1, previous=previous, torn=torn_hash, found=found))
 
     def _write(self, descriptor: int, entry: AccessEntry) -> None:
-        size = os.fstat(descriptor).st_size
-        is_ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
-        data = (b"" if is_ended else b"\n") + canonical(entry.to_dict()) + b"\n"
-        try:
-            if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        except BaseException:
-            os.ftruncate(descriptor, size)
-            raise
+        append_line(descriptor, canonical(entry.to_dict()) + b"\n")
         text = json.dumps({"version": VERSION, "number": entry.number, "hash": entry.hash})
         write_durably(self.head_path, text.encode("ascii") + b"\n")
 

@@ -6,6 +6,7 @@ whose own commands could not use it otherwise.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from contextlib import contextmanager
@@ -46,6 +47,29 @@ def write_whole(path: Path, data: bytes | Iterable[bytes]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def append_line(descriptor: int, line: bytes) -> int:
+    """Append a line durably, after ending one that a crash has cut short; return the size of the file before.
+
+    Arguments:
+        descriptor: an open file that only this process writes to.
+        line: the line, with its end.
+
+    Raises:
+        OSError: writing failed; the file is unchanged.
+    """
+    size = os.fstat(descriptor).st_size
+    is_ended = size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+    data = line if is_ended else b"\n" + line
+    try:
+        if os.pwrite(descriptor, data, size) != len(data):  # a disk that becomes full takes the first part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fdatasync(descriptor)
+    except BaseException:
+        os.ftruncate(descriptor, size)
+        raise
+    return size
 
 
 @contextmanager

@@ -97,10 +97,14 @@ def generate(path: Path) -> NewIdentity:
     text = f"# created: {created}\n# public key: {recipient}\n{identity}\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+        except BaseException:
+            path.unlink()  # a part of a key is none, and would be in the way of the next attempt
+            raise
         sync_directory(path.parent)
     except FileExistsError:
         raise ConfigurationError(

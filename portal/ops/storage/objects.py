@@ -133,7 +133,7 @@ class ObjectWriter:
 
 
 def identities_of(offsite: OffsiteSettings) -> tuple[Identity, ...]:
-    """The identities for decrypting, or None if no file is configured.
+    """The identities for decrypting; none if no file is configured.
 
     Raises:
         IdentityError: the file cannot be read.
@@ -145,7 +145,7 @@ def read_object(backend: Backend, name: str, identities: Sequence[Identity]) -> 
     """Read and decrypt a single object.
 
     Arguments:
-        identities: None if objects are stored unencrypted.
+        identities: empty if objects are stored unencrypted.
 
     Raises:
         IdentityError: the object is encrypted for none of the identities.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import threading
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256 as new_digest
@@ -153,11 +154,15 @@ class SftpBackend:
                 options["known_hosts"] = known
             if self._password:
                 options["password"] = self._password.reveal()
-            connecting = asyncssh.connect(
+            connection = await asyncssh.connect(
                 self._destination.place, connect_timeout=_CONNECT_SECONDS, login_timeout=_CONNECT_SECONDS, **options
             )
-            self._connection = await connecting
-            self._sftp = _Limited(await asyncio.wait_for(self._connection.start_sftp_client(), _STEP_SECONDS))
+            try:
+                self._sftp = _Limited(await asyncio.wait_for(connection.start_sftp_client(), _STEP_SECONDS))
+            except BaseException:
+                connection.abort()
+                raise
+            self._connection = connection
         return self._sftp
 
     async def _put(self, name: str, data: Data) -> None:
@@ -264,12 +269,9 @@ class SftpBackend:
         """Run a coroutine in the event loop, and wait in steps so that signals are noticed."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            while True:
-                try:
-                    return future.result(1)
-                except TimeoutError:
-                    if future.done():
-                        raise
+            while not wait([future], timeout=1).done:
+                pass
+            return future.result()
         except BaseException:
             future.cancel()
             raise
