@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,6 +75,23 @@ def test_the_same_file_counts_once(database: DatabaseTarget, uploads: Path) -> N
     )
     found = check_references(database, uploads)
     assert (found.count, found.missing, found.orphans) == (5, 1, 1)
+
+
+def test_names_in_a_database_without_an_encoding(portal_database: DatabaseTarget, uploads: Path) -> None:
+    """A server with SQL_ASCII gives the bytes of a name as they are, and these are the bytes of the file's name."""
+    plain = replace(portal_database, name=f"{portal_database.name}_ascii")
+    execute(portal_database, f"CREATE DATABASE {plain.name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    try:
+        name = "uploaded_files/ä b.txt".encode().hex()
+        execute(
+            plain,
+            "CREATE TABLE dojo_fileupload (file text)",
+            f"INSERT INTO dojo_fileupload VALUES (convert_from('\\x{name}', 'SQL_ASCII')), ('alone.bin')",
+        )
+        found = check_references(plain, uploads)
+        assert (found.count, found.missing, found.orphans) == (2, 0, 3)
+    finally:
+        execute(portal_database, f"DROP DATABASE {plain.name} WITH (FORCE)")
 
 
 @pytest.mark.parametrize(

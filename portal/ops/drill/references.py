@@ -159,10 +159,11 @@ def _find(connection: Connection, configured: Sequence[FileColumn]) -> tuple[lis
 
 
 def _values(connection: Connection, column: _Column) -> Iterator[str]:
-    """The different values of a column, one by one, since there may be millions."""
+    """The different values of a column as file names, one by one, since there may be millions."""
+    encoding = connection.info.encoding  # of a database without conversion, such as SQL_ASCII, it is byte for byte
     with connection.cursor() as cursor:
         for (value,) in cursor.stream(_query(column)):
-            yield os.fsdecode(value)  # bytes if the database's encoding is SQL_ASCII
+            yield os.fsdecode(value.encode(encoding))
 
 
 def _query(column: _Column) -> Composed:
