@@ -234,11 +234,24 @@ class TestAbort:
     ) -> None:
         """When the time is over, pg_dump is killed, and the error says so."""
         execute(portal_database, BIG_TABLE)
-        with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=0.5) as source:
-            pid = pg_dump_pid(source)
-            with pytest.raises(DumpFailedError, match=r"did not end within 0\.5 s"):
-                source.finish()
-        assert ends_soon(pid)
+        pids = []  # none where the time is over before the first byte
+        with (
+            pytest.raises(DumpFailedError, match=r"did not end within 0\.5 s"),
+            open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=0.5) as source,
+        ):
+            pids.append(pg_dump_pid(source))
+            source.finish()
+        assert all(map(ends_soon, pids))
+        assert no_session_soon(postgres, portal_database)
+
+    def test_a_dump_that_hangs_before_its_first_byte_is_stopped(
+        self, portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
+    ) -> None:
+        """The time counts from the start: pg_dump itself waits without a limit for a catalog that is locked."""
+        with connect(portal_database) as holder, holder.transaction():
+            holder.execute("LOCK TABLE pg_catalog.pg_transform")
+            with pytest.raises(DumpFailedError, match=r"did not end within 1 s"):
+                open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=1)
         assert no_session_soon(postgres, portal_database)
 
     def test_a_locked_table_is_waited_for_only_so_long(

@@ -138,8 +138,10 @@ def _open(
             count=count,
             stdout=Started(process.stdout),
         )
-        parts.await_schema()
-        return DatabaseDump(parts, timeout_seconds, opened.pop_all())
+        dump = opened.enter_context(DatabaseDump(parts, timeout_seconds, opened.pop_all()))
+        dump.await_schema()
+        opened.pop_all()  # the dump closes all of it
+        return dump
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,21 +157,6 @@ class _Parts:
     process: RunningProcess
     count: SnapshotCount
     stdout: Started
-
-    def await_schema(self) -> None:
-        """Wait for the first byte of the dump.
-
-        Raises:
-            SchemaChangedError: tables were created or dropped while pg_dump was reading the schema.
-            SessionEndedError: the database was replaced meanwhile.
-        """
-        if self.stdout.has_begun():
-            return
-        returncode = self.process.wait()
-        if returncode != 0:
-            error = explain_dump_failure(returncode, self.process.stderr_tail())
-            if isinstance(error, SchemaChangedError | SessionEndedError):
-                raise error
 
 
 class Started:
@@ -231,6 +218,24 @@ class DatabaseDump:
 
     def __exit__(self, *_: object) -> None:
         self.abort()
+
+    def await_schema(self) -> None:
+        """Wait for the first byte of the dump.
+
+        Raises:
+            SchemaChangedError: tables were created or dropped while pg_dump was reading the schema.
+            SessionEndedError: the database was replaced meanwhile.
+            DumpFailedError: it took too long.
+        """
+        if self.stdout.has_begun():
+            return
+        returncode = self._parts.process.wait()
+        if self._expired.is_set():
+            raise self._too_slow()
+        if returncode != 0:
+            error = explain_dump_failure(returncode, self._parts.process.stderr_tail())
+            if isinstance(error, SchemaChangedError | SessionEndedError):
+                raise error
 
     def finish(self) -> DumpFacts:
         """Wait until pg_dump and the row count have ended.
