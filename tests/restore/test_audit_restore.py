@@ -69,6 +69,18 @@ def test_log_that_is_a_file_is_restored_beside(pool: CompressorPool, tmp_path: P
     assert (chain.chain, chain.continuation) == (Chain.UNBROKEN, Continuation.CONTINUED)
 
 
+def test_live_log_that_cannot_be_read_stops_no_restore(pool: CompressorPool, tmp_path: Path, log: Path) -> None:
+    """It may be why the log is restored: the comparison is left out, and a warning says so."""
+    archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log.parent))
+    log.unlink()
+    log.symlink_to("/proc/self/mem")  # a file that everybody's own process may open, and whose start nobody can read
+    report = restored(archive, log.parent)
+    (chain,) = report.chains
+    assert (chain.chain, chain.continuation) == (Chain.UNBROKEN, Continuation.UNREADABLE)
+    assert any("the live log cannot be read" in warning for warning in chain.warnings())
+    assert (report.place / log.name).stat().st_size > 0
+
+
 def test_directory_of_logs_is_restored_beside(pool: CompressorPool, tmp_path: Path, log: Path) -> None:
     """Each log of a directory is looked at; nothing in the live directory or beside it is moved, even if exact."""
     archive = write_archive(tmp_path / NAME, pool, Recipe(audit=log.parent))

@@ -8,6 +8,7 @@ bytes without the line end) or that line's own `hash`. The first line may refer 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
@@ -41,6 +42,7 @@ class Continuation(StrEnum):
     OLDER = "older"
     DIFFERENT = "different"
     NO_LIVE_LOG = "no_live_log"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class ChainReport:
         return [f"{self.name}: {said}; {_CONTINUATIONS[self.continuation]}."]
 
     def warnings(self) -> list[str]:
-        """Warnings for people: a broken chain, or a live log that does not continue this one."""
+        """Warnings for people: a broken chain, or a live log that does not continue this one, or cannot be read."""
         log = f"the audit log {self.name}"
         found = []
         if self.chain is Chain.BROKEN:
@@ -82,7 +84,7 @@ class ChainReport:
         return found
 
 
-_DOUBTFUL: Final = frozenset({Continuation.OLDER, Continuation.DIFFERENT})
+_DOUBTFUL: Final = frozenset({Continuation.OLDER, Continuation.DIFFERENT, Continuation.UNREADABLE})
 _CONTINUATIONS: Final = {
     Continuation.SAME: "the live log is the same",
     Continuation.CONTINUED: "the live log starts with it and goes on",
@@ -90,6 +92,7 @@ _CONTINUATIONS: Final = {
     Continuation.OLDER: "it starts with the live log and goes on: the live log lacks its last entries",
     Continuation.DIFFERENT: "the live log does not continue it",
     Continuation.NO_LIVE_LOG: "there is no live log of that name",
+    Continuation.UNREADABLE: "the live log cannot be read, so they could not be compared",
 }
 
 
@@ -101,7 +104,7 @@ def check_logs(restored: Path, live: Path) -> list[ChainReport]:
         live: the live file or directory at that place.
 
     Raises:
-        OSError: one of them cannot be read.
+        OSError: the restored one cannot be read.
     """
     if not restored.is_dir():
         return [check_log(restored, live, name=live.name)]
@@ -155,14 +158,24 @@ class _Links:
         return Chain.UNBROKEN if self.broken_at is None else Chain.BROKEN
 
 
+class _UnreadableError(Exception):
+    """The live log cannot be read."""
+
+
 def _continuation(restored: Path, live: Path, last: bytes) -> Continuation:
-    if not live.is_file():
-        return Continuation.NO_LIVE_LOG
-    ours, theirs = _lines(restored), _lines(live)
+    """Compare with the live log; that it cannot be read may be the reason for the restore, and is no error."""
+    try:
+        return _compared(restored, live, last) if os.path.isfile(live) else Continuation.NO_LIVE_LOG
+    except _UnreadableError:
+        return Continuation.UNREADABLE
+
+
+def _compared(restored: Path, live: Path, last: bytes) -> Continuation:
+    ours, theirs = _lines(restored), _live_lines(live)
     first = next(theirs, None)
     if first is not None and _link(_entry(first)) in _hashes(last, _entry(last)):
         return Continuation.FOLLOWS
-    theirs = _lines(live)
+    theirs = _live_lines(live)
     for line in ours:
         other = next(theirs, None)
         if other is None:
@@ -177,6 +190,13 @@ def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while line := file.readline(LINE_BYTES):
             yield line.rstrip(b"\r\n")
+
+
+def _live_lines(path: Path) -> Iterator[bytes]:
+    try:
+        yield from _lines(path)
+    except OSError as error:
+        raise _UnreadableError from error
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
