@@ -244,16 +244,6 @@ class TestAbort:
         assert all(map(ends_soon, pids))
         assert no_session_soon(postgres, portal_database)
 
-    def test_a_dump_that_hangs_before_its_first_byte_is_stopped(
-        self, portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
-    ) -> None:
-        """The time counts from the start: pg_dump itself waits without a limit for a catalog that is locked."""
-        with connect(portal_database) as holder, holder.transaction():
-            holder.execute("LOCK TABLE pg_catalog.pg_transform")
-            with pytest.raises(DumpFailedError, match=r"did not end within 1 s"):
-                open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=1)
-        assert no_session_soon(postgres, portal_database)
-
     def test_a_locked_table_is_waited_for_only_so_long(
         self, portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
     ) -> None:
