@@ -180,6 +180,20 @@ def timestamp(moment: datetime) -> str:
     return f"{_day(utc.year, utc.month, utc.day)}T{_time(utc.hour, utc.minute, utc.second)}Z"
 
 
+_FIRST: Final = datetime(2, 1, 1, tzinfo=UTC).timestamp()
+_LAST: Final = datetime(9998, 12, 31, tzinfo=UTC).timestamp()
+"""What is a moment in every time zone, also some days earlier or later."""
+
+
+def file_time(seconds: float) -> datetime:
+    """The time of a file as a moment; some file systems can store times that are in no calendar.
+
+    Arguments:
+        seconds: since 1970, such as ``st_mtime``.
+    """
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
+
+
 @lru_cache(1000)  # lists have very many timestamps, and isoformat takes four times as long
 def _day(year: int, month: int, day: int) -> str:
     return f"{year:04d}-{month:02d}-{day:02d}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
-from portal.ops.model import SUFFIX, BackupId, BackupType
+from portal.ops.model import SUFFIX, BackupId, BackupType, file_time
 from portal.ops.pitr.look import base_of, read_wal
 from portal.ops.pitr.lsn import parse_history_name
 from portal.ops.pitr.replaced_wal import remove_replaced
@@ -76,6 +76,6 @@ def _prune(repository: Repository, identifier: str, bases: list[Base], now: date
 def _is_young(path: Path, now: datetime) -> bool:
     """True if a file came within the last day, or is gone."""
     try:
-        return now - datetime.fromtimestamp(path.stat().st_mtime, UTC) < _YOUNG
+        return now - file_time(path.stat().st_mtime) < _YOUNG
     except FileNotFoundError:
         return True

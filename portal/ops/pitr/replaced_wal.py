@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
+from portal.ops.model import file_time
 from portal.ops.pitr import archive_index
 from portal.ops.pitr.replaced import ReplacedCluster, removable
 from portal.ops.pitr.wal_archive import CLUSTER, DIRECTORY, RECEIVING, STATE, WalArchive
@@ -18,6 +18,7 @@ from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
     from pathlib import Path
 
 log = engine_log("portal.ops.pitr.replaced_wal")
@@ -57,7 +58,7 @@ def find_replaced(repository: Repository, with_base: Collection[str] | None) -> 
             ReplacedCluster(
                 system_identifier=identifier,
                 bytes=sum(file.st_size for file in files),
-                newest=datetime.fromtimestamp(newest, UTC),
+                newest=file_time(newest),
                 has_base=with_base is None or identifier in with_base,
             )
         )

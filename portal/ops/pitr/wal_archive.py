@@ -17,7 +17,6 @@ import json
 import os
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -25,6 +24,7 @@ from isal import isal_zlib
 
 from portal.ops.errors import BusyError, NotIntactError, RepositoryError
 from portal.ops.filesystem.temporary import temporary_name
+from portal.ops.model import file_time
 from portal.ops.pitr import archive_index
 from portal.ops.pitr.archive_index import WalFile
 from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_name, parse_segment
@@ -35,6 +35,7 @@ from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
     from pathlib import Path
 
 DIRECTORY: Final = "wal"
@@ -100,7 +101,7 @@ class WalArchive:
             written = (repository.path / DIRECTORY / CURRENT).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return datetime.fromtimestamp(written, UTC)
+        return file_time(written)
 
     @classmethod
     def of(cls, repository: Repository, system_identifier: str) -> WalArchive | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.archive.open import open_archive, peek_manifest
 from portal.ops.errors import OpsError
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, Component, VerifyLevel, file_time
 from portal.ops.repository.bulk_stat import ABSENT, STAMP, stamp, states
 from portal.ops.repository.catalogue_cache import CatalogueCache, Memory
 from portal.ops.repository.entry import Entry, Finding
@@ -158,7 +158,7 @@ class _Look:
 
     def _entry(self, row: Row, size: int, modified_ns: int) -> Entry:
         stem, _, _, kind, taken, parent, base, components, fault, checksum, level, found_at, intact, read = row
-        modified = datetime.fromtimestamp(modified_ns / 1_000_000_000, UTC)
+        modified = file_time(modified_ns / 1_000_000_000)
         name = self._once.setdefault(name := stem.decode(*_NAMES), name)
         return Entry(
             name,
@@ -174,7 +174,7 @@ class _Look:
             Finding(_LEVELS[level], datetime.fromtimestamp(found_at, UTC), intact == 1) if level else None,
             name in self._pinned,
             stem in self._strays,
-            None if read is None else datetime.fromtimestamp(read, UTC),
+            None if read is None else file_time(read),
         )
 
     # -- reading ----------------------------------------------------------------------------------------------------

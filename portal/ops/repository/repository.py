@@ -14,13 +14,12 @@ import signal
 import stat
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, BusyError
 from portal.ops.hints import Advice
-from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
+from portal.ops.model import SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType, file_time
 from portal.ops.repository.durable import make_directories
 from portal.ops.repository.faults import explain, is_full, make_hint
 from portal.ops.repository.identity import (
@@ -44,6 +43,7 @@ from portal.ops.repository.pending import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from datetime import datetime
 
 LOCK_NAME: Final = ".lock"
 CHAIN_LOCK_NAME: Final = ".chain.lock"
@@ -374,7 +374,7 @@ def _look_at(path: Path) -> ArchiveFile | None:
     return ArchiveFile(
         path=path,
         size=found.st_size,
-        modified=datetime.fromtimestamp(found.st_mtime, UTC),
+        modified=file_time(found.st_mtime),
         backup_id=BackupId.parse(path.name.removesuffix(SUFFIX)),
     )
 

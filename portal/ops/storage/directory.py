@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from hashlib import sha256 as new_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ from portal.ops.errors import (
     StoreUnreachableError,
 )
 from portal.ops.filesystem.temporary import is_temporary, is_visible, temporary_name
+from portal.ops.model import file_time
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.units import system_reason
 
@@ -210,9 +210,7 @@ def sync_directory(path: Path) -> None:
 
 
 def _stored(name: str, found: os.stat_result, digest: str | None = None) -> StoredObject:
-    return StoredObject(
-        name=name, size=found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC), sha256=digest
-    )
+    return StoredObject(name=name, size=found.st_size, modified=file_time(found.st_mtime), sha256=digest)
 
 
 def _exists(shown: str, name: str) -> ObjectExistsError:
