@@ -26,7 +26,7 @@ IN_NO_CALENDAR: Final = (-300_000_000_000, 300_000_000_000)
 @pytest.fixture
 def uploads() -> Iterator[Uploads]:
     """Uploads with one backup, on a file system that stores times of any year."""
-    with TemporaryDirectory(dir="/dev/shm") as place:  # noqa: S108
+    with TemporaryDirectory(dir="/dev/shm") as place:
         found = Uploads(directory=Path(place))
         found.write("a")
         found.base()

@@ -243,6 +243,23 @@ def test_file_with_other_attributes_is_replaced(
     assert (report.same, report.replaced) == (is_same, not is_same)
 
 
+def test_live_file_with_more_attributes_than_an_archive_takes_is_replaced(tmp_path: Path) -> None:
+    """It is another one than that in the backup, and moved aside with all that it has."""
+    xattrs = (("user.a", b64encode(b"x").decode()),)
+    archive = write_indexed(tmp_path, [directory("media"), file("media/a", xattrs=xattrs)])
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        target = Path(place) / "target"
+        run(restore_of(target), archive)
+        try:
+            os.setxattr(target / "a", "user.b", bytes(1 << 16))
+        except OSError:
+            pytest.skip("this file system has no attributes of that size")
+        report = run(restore_of(target, restore_id="restore_2"), archive)
+        assert (report.same, report.replaced) == (0, 1)
+        restore_of(target, restore_id="restore_2").rollback()
+        assert len(os.getxattr(target / "a", "user.b")) == 1 << 16
+
+
 def test_file_that_rotted_is_replaced(archive: Path, target: Path) -> None:
     """Size and time do not make a file the same: its bytes do."""
     run(restore_of(target), archive)

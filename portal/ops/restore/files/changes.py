@@ -160,7 +160,7 @@ class Changes:
 
 
 def protected_paths(top: str, protected: Iterator[str]) -> frozenset[str]:
-    """Those of `paths` that lie in a tree, relative to it; all paths are real.
+    """Those of the protected paths that lie in a tree, relative to it; all paths are real.
 
     Raises:
         RestoreError: the whole tree lies in one of them.
@@ -191,7 +191,7 @@ def _target(tree: Tree, path: str) -> str:
 
 def _same_content(one: Tree, other: Tree, path: str) -> bool:
     with _opened(one, path) as first, _opened(other, path) as second:
-        if (staged := read_xattrs(first.fileno())) and staged != read_xattrs(second.fileno()):
+        if (staged := _xattrs_of(first.fileno())) and staged != _xattrs_of(second.fileno()):
             return False
         while True:
             block = first.read(_BLOCK)
@@ -202,8 +202,13 @@ def _same_content(one: Tree, other: Tree, path: str) -> bool:
 
 
 def _xattrs(tree: Tree, path: str) -> Xattrs | None:
+    return _xattrs_of(tree.directory(path))
+
+
+def _xattrs_of(descriptor: int) -> Xattrs | None:
+    """The extended attributes of an open file or directory; None if there are more than an archive takes."""
     try:
-        return read_xattrs(tree.directory(path))
+        return read_xattrs(descriptor)
     except TooManyXattrsError:
         return None
 
