@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from portal.ops.archive.index import MemberType
 from portal.ops.archive.open import open_archive
 from portal.ops.backup.walk import FileTree, tree_bytes
-from portal.ops.errors import BusyError, ConfigurationError, RestoreError
+from portal.ops.errors import BusyError, ConfigurationError, DiskFullError, RestoreError
 from portal.ops.filesystem import tree as file_tree
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files import journal as file_journal
@@ -25,6 +25,7 @@ from portal.ops.restore.files.restore import FileRestore, FilesState, discard_ro
 from tests.support.archives import MTIME_NS, NAME, Recipe, Tree, tree_on_disk, write_archive
 from tests.support.file_restores import live_tree, put, restore_of, run
 from tests.support.hostile import directory, file, hardlink, write_indexed, write_plain
+from tests.support.portal import small_disk
 from tests.support.trees import grow, trees
 
 if TYPE_CHECKING:
@@ -258,6 +259,16 @@ def test_live_file_with_more_attributes_than_an_archive_takes_is_replaced(tmp_pa
         assert (report.same, report.replaced) == (0, 1)
         restore_of(target, restore_id="restore_2").rollback()
         assert len(os.getxattr(target / "a", "user.b")) == 1 << 16
+
+
+def test_disk_without_room_for_a_hard_link_is_full(tmp_path: Path) -> None:
+    """The archive is not to blame, and nothing is left of the stage."""
+    links = [hardlink(f"media/{number}", "media/a") for number in range(100)]
+    archive = write_indexed(tmp_path, [directory("media"), file("media/a"), *links])
+    with small_disk(tmp_path / "small", "4m,nr_inodes=60"):
+        with pytest.raises(DiskFullError, match="no space left"):
+            run(restore_of(tmp_path / "small" / "target"), archive)
+        assert os.listdir(tmp_path / "small") == []
 
 
 def test_file_that_rotted_is_replaced(archive: Path, target: Path) -> None:

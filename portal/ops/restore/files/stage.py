@@ -216,9 +216,9 @@ class Stage:
         try:
             name, target = self.tree.place(path, make=True)
             os.link(source, name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
-        except FileExistsError as error:
+        except (FileExistsError, NotADirectoryError) as error:
             raise twice(member) from error
-        except OSError as error:
+        except FileNotFoundError as error:  # any other error is the file system's
             raise no_file(member) from error
         finally:
             os.close(directory)
