@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from portal.ops.archive.reader import ArchiveReader
 from portal.ops.backup.job import BackupJob, create_backup_job
-from portal.ops.postgres.connection import connect
 from portal.ops.postgres.row_counts import count_rows, list_tables
 from tests.support.backups import GUIDE_KEYS, NOON, ROOT, files_below, manifest, member, members
 from tests.support.portal import Portal, succeeded
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -187,7 +187,7 @@ class TestManifest:
     def test_its_row_counts_are_those_of_the_database(self, portal: Portal) -> None:
         """Every table is counted, and rightly."""
         found = manifest(succeeded(portal.job().backup_database()))
-        with connect(portal.database) as connection:
+        with session(portal.database) as connection:
             expected = count_rows(connection, list_tables(connection))
         assert found["details"]["database"]["rows"] == expected
         assert sum(expected.values()) > 400

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from demo.portal import create_portal_schema, fill
 from demo.portal_files import write_audit_log, write_uploads
-from portal.ops.postgres.connection import connect
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ DIGEST = "SELECT md5(string_agg(finding::text, '' ORDER BY id)) FROM finding"
 def test_the_same_seed_gives_the_same_rows(portal_database: DatabaseTarget) -> None:
     """Two fills with one seed are equal, one with another seed is not."""
     digests = []
-    with connect(portal_database) as connection:
+    with session(portal_database) as connection:
         for seed in (1, 1, 2):
             connection.execute(RESET)
             fill(connection, findings=50, seed=seed)
@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_rows(portal_database: DatabaseTarget) -> N
 
 def test_a_schema_that_is_there_can_be_filled(portal_database: DatabaseTarget) -> None:
     """The schema can be made first and filled later."""
-    with connect(portal_database) as connection:
+    with session(portal_database) as connection:
         connection.execute(RESET)
         create_portal_schema(connection)
         fill(connection, findings=50)
@@ -41,7 +41,7 @@ def test_a_schema_that_is_there_can_be_filled(portal_database: DatabaseTarget) -
 
 def test_sequences_go_on_after_the_rows(portal_database: DatabaseTarget) -> None:
     """A new row gets a number that no other has."""
-    with connect(portal_database) as connection:
+    with session(portal_database) as connection:
         connection.execute("INSERT INTO product_type (name) VALUES ('new')")
         newest = connection.execute("SELECT name FROM product_type ORDER BY id DESC LIMIT 1").fetchone()
     assert newest == ("new",)

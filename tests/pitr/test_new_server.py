@@ -9,8 +9,8 @@ from pathlib import Path
 from portal.ops.pitr.data_dir import deliver, plan_delivery
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
-from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
+from tests.support.sessions import session
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 
@@ -63,6 +63,6 @@ def test_recovered_cluster_becomes_the_new_server(tmp_path: Path) -> None:
             recovering = recovered(
                 portal.repository, again, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
             )
-            with recovering as server, connect(server.target("postgres")) as session:
-                found.append([number for (number,) in session.execute("SELECT number FROM stamped ORDER BY 1")])
+            with recovering as server, session(server.target("postgres")) as connection:
+                found.append([number for (number,) in connection.execute("SELECT number FROM stamped ORDER BY 1")])
         assert found == [[1, 2], [1, 3]]

@@ -20,7 +20,6 @@ from portal.ops.pitr.lsn import Segment
 from portal.ops.pitr.offsite_wal import WalCopier
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
-from portal.ops.postgres.connection import connect
 from portal.ops.repository.repository import Repository
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.runtime.process import SystemRunner
@@ -30,6 +29,7 @@ from portal.ops.storage.directory import DirectoryBackend
 from portal.ops.storage.objects import ObjectWriter
 from tests.support.bad_disk import bad_disk
 from tests.support.restores import mounted
+from tests.support.sessions import session
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
 from tests.support.wal_stores import fetched
@@ -83,7 +83,7 @@ def test_another_machine_recovers_what_was_just_committed(portal: WalPortal, tmp
     assert fetched(elsewhere, DirectoryBackend(store), read_identities(tmp_path / "key")) <= 1
     plan = plan_recovery(elsewhere, None)
     recovering = recovered(elsewhere, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5)
-    with recovering as server, connect(server.target("postgres")) as connection:
+    with recovering as server, session(server.target("postgres")) as connection:
         assert connection.execute("SELECT number FROM stamped ORDER BY 1").fetchall() == [(1,), (2,)]
 
 

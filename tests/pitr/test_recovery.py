@@ -15,8 +15,8 @@ import pytest
 from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.pitr.scratch import DIRECTORY, sweep_scratch
-from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
+from tests.support.sessions import session
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
@@ -52,7 +52,7 @@ def numbers_at(portal: WalPortal, moment: datetime | None) -> list[int] | None:
     recovering = recovered(
         portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
     )
-    with recovering as server, connect(server.target("postgres")) as connection:
+    with recovering as server, session(server.target("postgres")) as connection:
         return ask(connection)
 
 
@@ -80,7 +80,7 @@ def test_moment_after_the_last_transaction(portal: WalPortal) -> None:
     recovering = recovered(
         portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
     )
-    with recovering as server, connect(server.target("postgres")) as connection:
+    with recovering as server, session(server.target("postgres")) as connection:
         assert connection.execute("SELECT number FROM stamped").fetchall() == [(5,)]
     portal.write("INSERT INTO stamped VALUES (6)")
     assert numbers_at(portal, quiet) == [5]

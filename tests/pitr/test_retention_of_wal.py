@@ -12,11 +12,11 @@ from portal.ops.pitr import base_chain
 from portal.ops.pitr.plan import OutsideWindowError, plan_recovery
 from portal.ops.pitr.prune_wal import prune_wal
 from portal.ops.pitr.recovery import recovered
-from portal.ops.postgres.connection import connect
 from portal.ops.repository.catalogue import Catalogue
 from portal.ops.retention.policy import RetentionPolicy, RetentionRule
 from portal.ops.retention.prune import PruneJob
 from portal.ops.runtime.process import SystemRunner
+from tests.support.sessions import session
 from tests.support.wal_servers import WalPortal, a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def numbers(portal: WalPortal, moment: datetime) -> list[int]:
         jobs=2,
         lock_timeout=5,
     )
-    with recovering as server, connect(server.target("postgres")) as connection:
+    with recovering as server, session(server.target("postgres")) as connection:
         rows = connection.execute("SELECT number FROM stamped ORDER BY 1").fetchall()
     return [number for (number,) in rows]
 

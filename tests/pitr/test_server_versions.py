@@ -14,11 +14,11 @@ from portal.ops.pitr.relations import by_number, read_relations
 from portal.ops.pitr.timeline import MANY_ROWS, read_timeline
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.pitr.wal_reader import commits
-from portal.ops.postgres.connection import connect
 from portal.ops.repository.repository import Repository
 from portal.ops.runtime.process import SystemRunner
 from tests.support.fake_runner import FakeRunner, Script
 from tests.support.majors import majors
+from tests.support.sessions import session
 from tests.support.wal_servers import a_moment, wal_portal
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_moment_before_an_accident(major: int, tmp_path: Path) -> None:
         recovering = recovered(
             portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
         )
-        with recovering as server, connect(server.target("postgres")) as connection:
+        with recovering as server, session(server.target("postgres")) as connection:
             assert connection.execute("SELECT count(*) FROM finding").fetchone() == (500,)
 
 

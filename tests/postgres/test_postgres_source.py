@@ -26,7 +26,7 @@ from portal.ops.errors import (
     SchemaChangedError,
     SourceError,
 )
-from portal.ops.postgres.connection import connect, conninfo, libpq_environment
+from portal.ops.postgres.connection import conninfo, libpq_environment
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
@@ -36,6 +36,7 @@ from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.fake_runner import FakeRunner, Script
 from tests.support.servers import no_session_soon
+from tests.support.sessions import session
 from tests.support.waiting import LONG_SECONDS, ends_soon, wait_until
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def visitor(postgres: EmbeddedPostgres, portal_database: DatabaseTarget) -> Iter
 
 
 def execute(target: DatabaseTarget, *statements: str) -> None:
-    with connect(target) as connection:
+    with session(target) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 
@@ -84,7 +85,7 @@ def restore(path: Path, target: DatabaseTarget, postgres: EmbeddedPostgres, runn
         command = [pg_restore, "--exit-on-error", f"--dbname={conninfo(scratch)}", str(path)]
         finished = run(runner, command, environment=libpq_environment(scratch), timeout_seconds=60)
         assert finished.returncode == 0, finished.stderr
-        with connect(scratch) as connection:
+        with session(scratch) as connection:
             return count_rows(connection, list_tables(connection))
     finally:
         postgres.drop_database(scratch.name)
@@ -191,7 +192,7 @@ class TestDump:
                 b"SELECT bool_or(clock_timestamp() - state_change > '200ms') FROM pg_stat_activity "
                 b"WHERE usename = %s AND state = 'idle in transaction'"
             )
-            with connect(portal_database) as connection:
+            with session(portal_database) as connection:
                 wait_until(lambda: connection.execute(idle, [visitor.user]).fetchone() == (True,))
             read_all(source)
             assert source.finish().row_counts["public.finding"] == 400
@@ -248,7 +249,7 @@ class TestAbort:
         self, portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
     ) -> None:
         """A table that another session keeps locked ends the dump with the table's name."""
-        with connect(portal_database) as holder, holder.transaction():
+        with session(portal_database) as holder, holder.transaction():
             holder.execute("LOCK TABLE finding")
             with pytest.raises(
                 DumpFailedError, match=r"process \d+ .* holds AccessExclusiveLock on public.finding since"
@@ -468,7 +469,7 @@ class TestConnection:
 
 @contextmanager
 def connect_explained(target: DatabaseTarget) -> Iterator[psycopg.Connection]:
-    with explained_errors(target), connect(target) as connection:
+    with explained_errors(target), session(target) as connection:
         yield connection
 
 
@@ -478,7 +479,7 @@ def writing(target: DatabaseTarget, statement: str) -> Iterator[None]:
     started, enough = threading.Event(), threading.Event()
 
     def write() -> None:
-        with connect(target) as connection:
+        with session(target) as connection:
             while not enough.is_set():
                 connection.execute(statement.encode())
                 started.set()

@@ -15,6 +15,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import inspect_server
+from tests.support.sessions import session
 from tests.support.waiting import LONG_SECONDS, wait_until
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_a_dump_whose_session_is_ended_before_it_begins_starts_again(
     portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
 ) -> None:
     """A swap ends the sessions of the old database; nothing is dumped yet, so the new one is dumped from the start."""
-    with ThreadPoolExecutor() as pool, closing(connect(portal_database)) as holder:
+    with ThreadPoolExecutor() as pool, closing(session(portal_database)) as holder:
         with holder.transaction():
             holder.execute("CREATE TABLE wanted AS SELECT 1 AS n")
 

@@ -15,10 +15,10 @@ import pytest
 from demo.portal_files import write_audit_log, write_uploads
 from demo.redis import EmbeddedRedis
 from portal.ops.backup.job import BackupConfig, BackupJob, BackupResult
-from portal.ops.postgres.connection import connect
 from portal.ops.repository import access_log
 from portal.ops.repository.repository import LOCK_NAME
 from portal.ops.settings.load import DatabaseTarget, Secret
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +144,7 @@ def succeeded(result: BackupResult) -> Path:
 
 
 def execute(target: DatabaseTarget, *statements: str) -> None:
-    with connect(target) as connection:
+    with session(target) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from portal.ops.errors import OpsError
-from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.identity import DatabaseIdentity
@@ -26,6 +25,7 @@ from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import DatabaseRestore, RestoreMode, list_old_databases
 from portal.ops.runtime.process import SystemRunner
 from portal.ops.settings.database_url import DatabaseTarget, Secret
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,14 +141,14 @@ def remove(target: DatabaseTarget) -> None:
 
 def execute(target: DatabaseTarget, *statements: str) -> None:
     """Run statements in a database."""
-    with connect(target) as connection:
+    with session(target) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 
 
 def ask(target: DatabaseTarget, query: str, *parameters: object) -> Any:
     """The one value that a query gives."""
-    with connect(target) as connection:
+    with session(target) as connection:
         row = connection.execute(query.encode(), parameters).fetchone()
     assert row is not None
     return row[0]

@@ -18,8 +18,8 @@ import psycopg
 
 from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
-from portal.ops.postgres.connection import connect
 from portal.ops.runtime.process import SystemRunner
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,5 +107,5 @@ def numbers_at(portal: WalPortal, moment: datetime | None) -> set[int]:
     recovering = recovered(
         portal.repository, plan, runner=SystemRunner(), bin_dir=portal.bin_dir, jobs=2, lock_timeout=5
     )
-    with recovering as server, connect(server.target("postgres")) as connection:
+    with recovering as server, session(server.target("postgres")) as connection:
         return {number for (number,) in connection.execute("SELECT number FROM stamped")}

@@ -29,6 +29,7 @@ from portal.ops.verify.verify import Verifier
 from tests.support.crashes import SEED, lock_is_free, rounds
 from tests.support.portal import BIG_TABLE, Portal, execute, portal_database_in, portal_in
 from tests.support.servers import no_session_soon
+from tests.support.sessions import session
 from tests.support.workers import (
     MOMENT,
     WorkerProcess,
@@ -161,9 +162,8 @@ def broker(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
 
 def database_server(worker: WorkerProcess, redis: EmbeddedRedis, portal: Portal) -> None:
     """Kill a process of PostgreSQL, which ends all sessions and recovers."""
-    from portal.ops.postgres.connection import connect
 
-    with suppress(Exception), connect(portal.database) as connection:
+    with suppress(Exception), session(portal.database) as connection:
         rows = connection.execute(
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         ).fetchall()

@@ -39,8 +39,9 @@ _CONNECTION_SETTINGS: Final = {
 }
 # For the driver only: pg_dump writes a dump in the encoding set here, and should use the database's own.
 _DRIVER_SETTINGS: Final = {"client_encoding": "UTF8", "hostaddr": "", "target_session_attrs": "any"}
-# A time limit of the role must not end our session, row-level security must not hide rows silently, and the server
-# should notice within seconds that we are gone. Older servers lack some of these settings.
+# A time limit of the role must not end our session, row-level security must not hide rows silently, the server should
+# notice within seconds that we are gone, and whoever may change the database's settings must not change the form in
+# which it answers. Older servers lack some of these settings.
 _SESSION_SETTINGS: Final = {
     "statement_timeout": "0",
     "transaction_timeout": "0",
@@ -49,13 +50,24 @@ _SESSION_SETTINGS: Final = {
     "client_connection_check_interval": "10s",
     "row_security": "off",
     "default_transaction_read_only": "off",
+    "array_nulls": "on",
+    "bytea_output": "hex",
+    "DateStyle": "ISO, YMD",
+    "extra_float_digits": "1",
+    "IntervalStyle": "postgres",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
 }
+# The database's owner can have functions and operators of his own found before the system's. They would run with our
+# rights, which may be the administrator's: until this is done, each name has its schema, and no operator is used.
+_SAFE_PATH: Final = b"SELECT pg_catalog.set_config('search_path', '', false)"
 _APPLY_SETTINGS: Final = """
     SELECT set_config(name, value, false)
     FROM unnest(%s::text[], %s::text[]) AS wanted (name, value) JOIN pg_settings AS known USING (name)
 """
-_OUR_PID: Final = b"SELECT pg_backend_pid()"
+_OUR_PID: Final = b"SELECT pg_catalog.pg_backend_pid()"
 _FIRST_ANSWER_SECONDS: Final = 30.0
+_LONGEST_MILLISECONDS: Final = (1 << 31) - 1
 
 # An encoding without conversion in the server and in Python: every byte is one character.
 _BYTE_FOR_BYTE: Final = "LATIN1"
@@ -186,10 +198,16 @@ def _settle(connection: Connection, target: DatabaseTarget) -> None:
             hint=POOLER_HINT,
         )
     refuse_old_source(connection)
-    settings = _SESSION_SETTINGS | {"lock_timeout": f"{max(1, round(target.lock_seconds * 1000))}ms"}
+    connection.execute(_SAFE_PATH)
+    settings = _SESSION_SETTINGS | {"lock_timeout": f"{milliseconds(target.lock_seconds)}ms"}
     if connection.info.parameter_status("server_encoding") in _WITHOUT_CONVERSION:
         settings["client_encoding"] = _BYTE_FOR_BYTE
     connection.execute(_APPLY_SETTINGS, [list(settings), list(settings.values())])
+
+
+def milliseconds(seconds: float) -> int:
+    """Milliseconds for a time limit of the server's: at least 1, since 0 means none, and at most what it takes."""
+    return min(max(1, round(seconds * 1000)), _LONGEST_MILLISECONDS)
 
 
 def _process_that_answers(connection: Connection, target: DatabaseTarget) -> int:

@@ -22,7 +22,7 @@ from psycopg.sql import SQL
 
 from portal.ops.errors import DumpFailedError, SchemaChangedError, SessionEndedError
 from portal.ops.postgres.client_tools import find_client
-from portal.ops.postgres.connection import connect, conninfo, libpq_environment, silencing_options
+from portal.ops.postgres.connection import connect, conninfo, libpq_environment, milliseconds, silencing_options
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.inspection import check_readable, read_facts
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 _NAMED = 5
 _STATISTICS_SINCE = 18
 # We hold the locks that pg_dump needs. If pg_dump must wait for one, a session that wants to drop the table is queued
-# between us and waits for our lock in turn; only starting again resolves that.
+# between us and waits for our lock in turn; only starting again resolves that. pg_dump makes it the limit of whole
+# statements, so it is no shorter where nobody is to wait for a lock.
 _QUEUED_SECONDS = 1.0
 _MOST_ENDED = 3
 _PAUSES_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -120,7 +121,7 @@ def _open(
         _lock(connection, tables, lock_seconds)
         sizes = table_sizes(connection, tables)
         facts = read_source_facts(connection)
-        command = _command(tool, server.major, target, snapshot, min(lock_seconds, _QUEUED_SECONDS))
+        command = _command(tool, server.major, target, snapshot)
         command += encoding_options(connection)
         process = runner.start(command, environment=libpq_environment(target))
         opened.callback(process.stdout.close)
@@ -283,7 +284,7 @@ class DatabaseDump:
 
 def _export_snapshot(connection: Connection, lock_seconds: float) -> str:
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{_milliseconds(lock_seconds)}ms"])
+    connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{milliseconds(lock_seconds)}ms"])
     row = connection.execute("SELECT pg_export_snapshot()").fetchone()
     assert row is not None
     return str(row[0])
@@ -313,9 +314,7 @@ def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: fl
     )
 
 
-def _command(
-    tool: ClientTool, server_major: int, target: DatabaseTarget, snapshot: str, lock_seconds: float
-) -> list[str]:
+def _command(tool: ClientTool, server_major: int, target: DatabaseTarget, snapshot: str) -> list[str]:
     return [
         str(tool.path),
         "--format=custom",
@@ -323,7 +322,7 @@ def _command(
         "--no-password",
         "--quote-all-identifiers",  # newer servers, to which it may be restored, have more keywords
         f"--snapshot={snapshot}",
-        f"--lock-wait-timeout={_milliseconds(lock_seconds)}",
+        f"--lock-wait-timeout={milliseconds(_QUEUED_SECONDS)}",
         f"--dbname={conninfo(target, options=silencing_options(target))}",
         *statistics_options(tool, server_major),
     ]
@@ -340,8 +339,3 @@ def statistics_options(tool: ClientTool, server_major: int) -> list[str]:
 def encoding_options(connection: Connection) -> list[str]:
     """The option with which pg_dump writes the database's own encoding, whatever `client_encoding` is set for it."""
     return [f"--encoding={connection.info.parameter_status('server_encoding')}"]
-
-
-def _milliseconds(seconds: float) -> int:
-    """Milliseconds, at least 1: PostgreSQL takes 0 for no limit."""
-    return max(1, round(seconds * 1000))

@@ -67,8 +67,7 @@ def whole_number(low: int, high: int = MOST) -> Callable[[str], int]:
     def parse(text: str) -> int:
         digits = text.strip()
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 9 and low <= int(digits) <= high):
-            limits = f"from {low} to {high}" if high < MOST else f"of {low} or more"
-            raise UnusableError(f"is not a whole number {limits}")
+            raise UnusableError(f"is not a whole number from {low} to {high}")
         return int(digits)
 
     return parse

@@ -25,6 +25,7 @@ from portal.ops.runtime.process import SystemRunner
 from tests.support.database_restores import new_database
 from tests.support.fake_runner import FakeProcess, Script
 from tests.support.restoring import ask, execute
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,7 +146,7 @@ class TestCarrying:
         for target in pair:
             execute(target, ADDED[0], "CREATE TABLE mine AS SELECT 1 AS n", ADDED[1])
         execute(live, "UPDATE mine SET n = 2")
-        with connect(live) as holder, holder.transaction():
+        with session(live) as holder, holder.transaction():
             holder.execute("LOCK TABLE mine IN ACCESS EXCLUSIVE MODE")
             with pytest.raises(OpsError):
                 carry_rows(replace(live, lock_seconds=0.1), scratch, kept_as="old")
@@ -165,7 +166,7 @@ class TestSettling:
         for jobs in (0, 1, 3):
             assert settle.settle(target, jobs) == {"public.large": 5000, "public.small": 1, "public.none": 0}
         assert ask(target, "SELECT count(DISTINCT tablename) FROM pg_stats WHERE schemaname = 'public'") == 2
-        with connect(target) as connection:
+        with session(target) as connection:
             tables = settle._largest_first(connection, list_tables(connection))
         assert [table.name for table in tables] == ["public.large", "public.small", "public.none"]
 
@@ -188,7 +189,7 @@ class TestSettling:
 
     def test_statements_that_are_refused(self, one: DatabaseTarget) -> None:
         """They are no error, unless the connection is lost."""
-        with connect(one) as connection:
+        with session(one) as connection:
             assert settle._executed(connection, "SELECT 1")
             assert not settle._executed(connection, "SELECT nothing")
             with pytest.raises(psycopg.Error):
@@ -203,12 +204,12 @@ class TestBlockers:
         execute(target, "CREATE TABLE mine (n int)", "CREATE TABLE other (n int)")
         ours = replace(target, options={**target.options, "application_name": "restore"})
         before = threading.active_count()
-        with connect(target) as stuck, connect(target) as free:
+        with session(target) as stuck, session(target) as free:
             stuck.execute("BEGIN")
             stuck.execute("LOCK TABLE mine")
             free.execute("BEGIN")
             free.execute("LOCK TABLE other")
-            with blockers.ending_blockers(target, "restore"), connect(ours) as restoring:
+            with blockers.ending_blockers(target, "restore"), session(ours) as restoring:
                 restoring.execute("TRUNCATE mine")
             with pytest.raises(psycopg.OperationalError):
                 stuck.execute("SELECT 1")
@@ -222,13 +223,13 @@ class TestBlockers:
         monkeypatch.setattr(blockers, "_BLOCKERS", blockers._BLOCKERS.replace(MAY_END, "false"))
         execute(target, "CREATE TABLE mine (n int)")
         ours = replace(one, options={"application_name": "restore"})
-        with connect(target) as stuck:
+        with session(target) as stuck:
             stuck.execute("BEGIN")
             stuck.execute("LOCK TABLE mine")
             with (
                 pytest.raises(BusyError, match=f"process {stuck.info.backend_pid}"),
                 blockers.ending_blockers(target, "restore"),
-                connect(ours) as restoring,
+                session(ours) as restoring,
             ):
                 try:
                     restoring.execute("TRUNCATE mine")
@@ -292,7 +293,7 @@ class TestObjects:
         eight = ", ".join(f"c{number} of public.mine" for number in range(8))
 
         def warnings() -> tuple[str, ...]:
-            with connect(target) as connection:
+            with session(target) as connection:
                 return check_objects(connection, (), None).warnings
 
         assert warnings() == (f"constraints that were never validated: {eight}",)
@@ -303,7 +304,7 @@ class TestObjects:
         """One has no plural; what the source has not counted is not compared."""
         target = one
         execute(target, "CREATE TABLE mine (n int PRIMARY KEY)", "CREATE INDEX more ON mine (n)")
-        with connect(target) as connection:
+        with session(target) as connection:
             version = f"{connection.info.server_version // 10000}.1"
             source = SourceObjects(
                 counts={"indexes": 1500, "constraints": 5, "triggers": 0, "rules": 9}, server_version=version

@@ -30,6 +30,7 @@ from tests.support.database_restores import (
     plan_of,
 )
 from tests.support.restoring import ask, bench, elsewhere, execute
+from tests.support.sessions import session
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class TestSessions:
 
     def test_in_place_ends_who_is_in_the_way(self, portal: Bench) -> None:
         """A session that was left open in a transaction does not hold a restore in place up for ever."""
-        with connect(portal.target) as left_open:
+        with session(portal.target) as left_open:
             left_open.execute("BEGIN")
             left_open.execute("SELECT count(*) FROM finding")
             portal.restored(mode=IN_PLACE)
@@ -278,7 +279,7 @@ def reconnecting(target: DatabaseTarget) -> Iterator[set[tuple[bool, int]]]:
     def use() -> None:
         while not enough.is_set():
             try:
-                with connect(target) as connection:
+                with session(target) as connection:
                     while not enough.is_set():
                         seen.update(connection.execute(query).fetchall())
                         looks.append(None)

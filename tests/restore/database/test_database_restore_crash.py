@@ -23,6 +23,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.restore.database.restore import DatabaseState, RestoreMode
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.restoring import ask, bench, execute, new_restore_id
+from tests.support.sessions import session
 from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def killed(made: Bench, step: str, restore_id: str, *, after: float, mode: Resto
 def crash_backend_of(target: DatabaseTarget, database: str) -> None:
     """Kill a process of the server that works on a database, and so have the server restart."""
     query = "SELECT pid FROM pg_stat_activity WHERE datname LIKE %s AND query LIKE 'COPY%%'"
-    with connect(replace(target, name="template1")) as connection:
+    with session(replace(target, name="template1")) as connection:
         deadline = time.monotonic() + LONG_SECONDS
         while not (row := connection.execute(query.encode(), [database]).fetchone()):
             if time.monotonic() > deadline:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.source_facts import read_source_facts
 from portal.ops.restore.database.object_check import ObjectCheck, SourceObjects, check_objects
 from tests.support.restoring import execute
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from tests.support.restoring import Bench
@@ -21,7 +21,7 @@ SPOILED = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'finding_pk
 
 def source_of(made: Bench) -> SourceObjects:
     """What a backup would note of the database as it is."""
-    with connect(made.target) as connection:
+    with session(made.target) as connection:
         facts = read_source_facts(connection)
         version = connection.info.parameter_status("server_version") or ""
     return SourceObjects(
@@ -35,7 +35,7 @@ def source_of(made: Bench) -> SourceObjects:
 def checked(made: Bench, source: SourceObjects | None) -> ObjectCheck:
     """The database as it is, held against its dump."""
     _, contents = made.source().head()
-    with connect(made.target) as connection:
+    with session(made.target) as connection:
         return check_objects(connection, contents.entries, source)
 
 

@@ -20,7 +20,6 @@ from portal.ops.errors import (
     RestoreError,
     SourceError,
 )
-from portal.ops.postgres.connection import connect
 from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.server import maintenance
 from portal.ops.restore.database import plan as database_plan
@@ -32,6 +31,7 @@ from portal.ops.restore.database.swap import Exchange, exchange
 from portal.ops.settings.database_url import DatabaseTarget
 from tests.support.database_restores import IN_PLACE, SWAP, new_database, plan_of
 from tests.support.restoring import Bench, bench, execute, identity
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ class TestBefore:
 
     def before(self, made: Bench, *restored: str, **changes: int) -> Before:
         """The tables as they are, with others' numbers for some."""
-        with connect(made.target) as connection:
+        with session(made.target) as connection:
             tables = {table.name: table.oid for table in list_tables(connection)}
         tables |= {f"public.{name}": number for name, number in changes.items()}
         names = frozenset(f"public.{name}" for name in restored)

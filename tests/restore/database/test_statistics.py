@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from demo.postgres import EmbeddedPostgres
-from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import STATISTICS
 from portal.ops.settings.database_url import DatabaseTarget, Secret
 from tests.support.database_restores import IN_PLACE, new_database
 from tests.support.majors import bin_dir_of, server_of
 from tests.support.restoring import ask, bench, execute, remove
+from tests.support.sessions import session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ def backed_up(server: EmbeddedPostgres, directory: Path, *statements: str, **opt
 
 def known(target: DatabaseTarget) -> list[Any]:
     """The planner's statistics of columns and expressions."""
-    with connect(target) as connection:
+    with session(target) as connection:
         return connection.execute(KNOWN.encode()).fetchall()
 
 

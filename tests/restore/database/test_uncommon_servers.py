@@ -190,6 +190,21 @@ class TestProviders:
             ]
             assert plan_of(made, SWAP).blockers == ()
 
+    def test_what_the_server_makes_for_a_range_is_nobodys(self, logical: EmbeddedPostgres, tmp_path: Path) -> None:
+        """Its functions belong to the server's first user, and come and go with the range."""
+        logical.create_role(role := f"app_{uuid4().hex[:8]}", password=PASSWORD)
+        target = replace(new_database(logical, owner=role), user=role, password=Secret(PASSWORD))
+        execute(
+            target,
+            "CREATE TYPE span AS RANGE (subtype = float8)",
+            "CREATE TABLE finding AS SELECT span(n, n + 1) AS lines FROM generate_series(1, 100) AS n",
+        )
+        with bench(target, logical.bin_dir, tmp_path) as made:
+            assert plan_of(made, IN_PLACE).blockers == ()
+            execute(target, "DELETE FROM finding")
+            made.restored(mode=IN_PLACE)
+            assert ask(target, "SELECT count(*) FROM finding WHERE lines @> 7.5::float8") == 1
+
 
 class TestSlots:
     """Replication slots that others have in the live database."""

@@ -65,7 +65,8 @@ _CLOSED: Final = """
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND NOT has_schema_privilege(oid, 'CREATE')
 """
 _WITH_ARGUMENTS: Final = ("FUNCTION", "PROCEDURE", "AGGREGATE")
-# Relations, functions and types that belong neither to the system, nor to an extension, nor to us.
+# Relations, functions and types that belong neither to the system, nor to an extension, nor to us. The functions that
+# make a range belong to the server's first user, whoever made the type: they come and go with it.
 _FOREIGN: Final = """
     SELECT n.nspname, o.name, o.owner FROM (
         SELECT relnamespace AS namespace, relname AS name, relowner AS owner, oid, 'pg_class'::regclass AS class
@@ -75,7 +76,8 @@ _FOREIGN: Final = """
         WHERE typtype IN ('d', 'e', 'r')
     ) AS o JOIN pg_namespace AS n ON n.oid = o.namespace
     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT pg_has_role(o.owner, 'USAGE')
-      AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype = 'e')
+      AND NOT EXISTS (
+          SELECT FROM pg_depend AS d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype IN ('e', 'i'))
     ORDER BY 1, 2
 """
 # Objects in the next dump that only an administrator can create.
