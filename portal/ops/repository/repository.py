@@ -346,8 +346,10 @@ class Repository:
                 descriptor = _open_locked(partial, create=False)
                 if descriptor is None:
                     continue
-                _remove_remains(partial)
-                os.close(descriptor)
+                try:
+                    _remove_remains(partial)
+                finally:
+                    os.close(descriptor)
                 swept.append(partial.name)
         return swept
 

@@ -28,7 +28,7 @@ from portal.ops.pitr.scratch import sweep_scratch
 from portal.ops.repository.access_log import Action, Observer, Outcome, Witness, brief
 from portal.ops.repository.catalogue import Catalogue, kin_of
 from portal.ops.repository.durable import sync_directory, unfinished
-from portal.ops.repository.faults import explain_any
+from portal.ops.repository.faults import explain, explain_any
 from portal.ops.repository.locks import claim, locked_alone
 from portal.ops.repository.pins import Pins
 from portal.ops.repository.repository import Repository
@@ -69,7 +69,7 @@ class PruneResult:
         plan: the decisions; None if it failed before.
         wal_bytes: the bytes of removed WAL that no base backup needs.
         removed: removed archives or, for a dry run, those that would be.
-        spared: archives to be removed that are in use, or needed by now.
+        spared: archives to be removed that are in use, needed by now, or cannot be removed.
         swept: removed remains of killed backups and prunes.
         warnings: what should be known.
         fault: the error; archives in `removed` are gone nevertheless.
@@ -234,12 +234,14 @@ class PruneJob:
                     *self._sweep(),
                     *self._sweep_unfinished(),
                 )
+                if builder.refusals:
+                    raise builder.refusals[0]
             finally:
                 seen.details |= {"removed": len(builder.removed), "bytes": builder.freed_bytes}
         log.info("prune_finished", removed=len(builder.removed), bytes=builder.freed_bytes)
 
     def _remove(self, group: Sequence[Decision], crowd: _Crowd, builder: _ResultBuilder) -> None:
-        """Remove archives that are not in use or needed."""
+        """Remove archives that are not in use or needed; one that cannot be removed keeps only what it needs."""
         with ExitStack() as claims:
             free = {name for one in group if self._claimed(name := one.entry.name, claims, builder)}
             strays = crowd.welcome(self.repository.path)
@@ -251,7 +253,12 @@ class PruneJob:
                 if strays or name not in free or name in pinned or crowd.needs(name):
                     builder.spared.append(name)
                     continue
-                self._path(name).unlink(missing_ok=True)  # the archive is gone now; the rest is cleaning up
+                try:
+                    self._path(name).unlink(missing_ok=True)  # the archive is gone now; the rest is cleaning up
+                except OSError as error:
+                    fault = explain(error, "cannot remove", self._path(name), denied=_UNHARMED, hint=_UNHARMED)
+                    builder.refuse(name, fault)
+                    continue
                 crowd.leave(name)
                 gone.append(decision)
                 builder.removed.append(decision)
@@ -266,20 +273,20 @@ class PruneJob:
             return False
 
     def _tidy(self, gone: Sequence[Decision]) -> None:
-        """Remove records of removed archives, and log the removal.
+        """Log the removal of archives, and remove their records.
 
         If the same backup was requested again, a new archive has the same name: its records stay.
         """
         sync_directory(self.repository.path)
-        for decision in gone:
-            name, size = decision.entry.name, decision.entry.size
+        for one in gone:
+            log.info("archive_removed", backup_id=one.entry.name, bytes=one.entry.size, reason=one.reasons[0])
+        names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
+        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
+        for name in names:
             with self.repository.vacated(name) as is_gone:
                 if is_gone:
                     sidecar_of(self._path(name)).unlink(missing_ok=True)
                     self._verifications.forget(name)
-            log.info("archive_removed", backup_id=name, bytes=size, reason=decision.reasons[0])
-        names, reasons = [one.entry.name for one in gone], [one.reasons[0] for one in gone]
-        self._witness.saw(Action.PRUNE, str(self.repository.path), Outcome.DONE, archives=names, reasons=reasons)
 
     def _sweep(self) -> list[str]:
         """Remove sidecars and findings without an archive; return their names.
@@ -335,6 +342,7 @@ class _ResultBuilder:
     spared: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refusals: list[OpsError] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -347,6 +355,12 @@ class _ResultBuilder:
             if warning not in self.warnings:
                 self.warnings.append(warning)
                 log.warning("prune_doubtful", detail=warning)
+
+    def refuse(self, name: str, fault: OpsError) -> None:
+        """Note that an archive cannot be removed."""
+        self.spared.append(name)
+        self.refusals.append(fault)
+        self.warn([fault.message])
 
     def result(self, fault: OpsError | None) -> PruneResult:
         return PruneResult(
