@@ -5,6 +5,7 @@
 #   tools/test.sh --mutations [option...]     does a test notice when the code is changed? tests/mutations says how
 #   tools/test.sh --long [seed]               the tests of kills, crashes and races alone, with many more rounds
 #                                             (at most KEKKAI_LONG_ROUNDS each), and those of drawn examples with new ones
+#   tools/test.sh --soak [minutes] [seed]     the whole service, while something is killed, frozen, cut off or filled
 #   tools/test.sh --speed [option...]         speed and size against the last release instead; takes some minutes alone
 set -euo pipefail
 
@@ -43,6 +44,10 @@ if [[ ${1:-} == --long ]]; then
     printf 'seed %s\n' "$KEKKAI_TEST_SEED"
     mapfile -t files < <(grep -lE 'if LONG|rounds\(|LONG_TESTS|^from hypothesis' -r tests --include='test_*.py')
     check 'long' pytest --durations=0 "${files[@]}"
+    exit
+fi
+if [[ ${1:-} == --soak ]]; then
+    "$venv/bin/python" -m tests.soak "${@:2}"
     exit
 fi
 if [[ ${1:-} == --containers ]]; then

@@ -1,6 +1,7 @@
 """kombu's Redis transport for processes that trust nobody on the broker. Written against kombu 5.7; depends on:
 
     Channel._get_client          the class of connections
+    Channel._connparams          reads the parameters of a connection from what may be closed
     Channel._create_client       makes the connection whose `parse_response(…, 'BRPOP')` gives a message
     Channel._handle_message      a message of a subscription, before it is parsed
     Channel._lookup, get_table   the queues that a message goes to
@@ -17,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kombu.transport import redis as redis_transport
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ConnectionError, RedisError, ResponseError  # noqa: A004  # kombu expects it
 
 from portal.ops.runtime.logs import engine_log
 from portal.ops.units import printable
@@ -127,6 +128,12 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     def _get_client(self) -> Any:
         super()._get_client()  # checks the client library's version
         return MendingRedis
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """The parameters of a connection; kombu loses them when it has closed one, and a worker would end of that."""
+        if self.connection is None or self.connection.client is None:
+            raise ConnectionError("the connection to the broker was closed")
+        return super()._connparams(asynchronous=asynchronous)
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         client = super()._create_client(asynchronous=asynchronous)
