@@ -194,6 +194,18 @@ class TestMeans:
         made.restored(mode=RestoreMode.AUTO)
         assert ask(owned.target, "SELECT count(*) FROM finding") == 100
 
+    def test_the_means_for_a_restore_to_a_moment_are_those_of_the_live_database(
+        self, owned: Bench, postgres: EmbeddedPostgres
+    ) -> None:
+        """The dump does not exist yet, but it needs what the live database has: the plan takes the way that works."""
+        execute(as_superuser(owned.target, postgres), "CREATE EXTENSION pageinspect")
+        execute(
+            replace(as_superuser(owned.target, postgres), name="postgres"), f"ALTER ROLE {owned.target.user} CREATEDB"
+        )
+        plan = owned.restore(mode=RestoreMode.AUTO).plan(dump_major=17, dump_bytes=1, row_counts={})
+        assert plan.mode is IN_PLACE
+        assert "extension pageinspect" in plan.reason
+
     def test_a_role_that_may_only_read(self, owned: Bench, postgres: EmbeddedPostgres) -> None:
         """The least that makes it one that restores: a privilege, and membership; the owner stays."""
         postgres.create_role(f"reads_{owned.target.user}", password=PASSWORD)

@@ -19,7 +19,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.identity import read_identity
 from portal.ops.postgres.server import maintenance
-from portal.ops.restore.database.means import drill_obstacles, look_at_means
+from portal.ops.restore.database.means import drill_obstacles, in_place_obstacles, look_at_means
 from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import RestoreMode, drop_old, list_old_databases
 from portal.ops.settings.database_url import DatabaseTarget, Secret
@@ -189,6 +189,25 @@ class TestProviders:
                 f"user {role} may not create objects in schema provider, and the backup contains some",
             ]
             assert plan_of(made, SWAP).blockers == ()
+
+    def test_the_next_dump_is_judged_by_the_live_database(self, logical: EmbeddedPostgres) -> None:
+        """Also where an extension is known of it: what is not is the rest, and all of it would be replaced."""
+        logical.create_role(role := f"app_{uuid4().hex[:8]}", password=PASSWORD)
+        target = replace(new_database(logical, owner=role), user=role, password=Secret(PASSWORD))
+        execute(
+            as_superuser(target, logical),
+            "CREATE SCHEMA provider",
+            "CREATE FUNCTION provider.note(number int) RETURNS int LANGUAGE sql AS 'SELECT number'",
+            "CREATE SCHEMA extensions",
+            "CREATE EXTENSION pageinspect SCHEMA extensions",
+            "CREATE SCHEMA empty",
+        )
+        with maintenance(target) as connection:
+            against = in_place_obstacles(look_at_means(target, connection), {}, 0)
+        assert [error.message for error in against] == [
+            f"user {role} does not own provider.note",
+            f"user {role} may not create objects in schema provider, and the backup contains some",
+        ]
 
     def test_what_the_server_makes_for_a_range_is_nobodys(self, logical: EmbeddedPostgres, tmp_path: Path) -> None:
         """Its functions belong to the server's first user, and come and go with the range."""

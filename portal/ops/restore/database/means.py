@@ -7,7 +7,7 @@ need an administrator. In place, the user must own what is replaced, and one tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from psycopg.sql import SQL, Identifier
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from portal.ops.settings.database_url import DatabaseTarget
 
 _NAMED: Final = 5
-_SOME_RESTORE: Final = "restore_20000101_000000_000000"
 _IN_PLACE: Final = "; or restore with --mode in-place"
+_SOME_RESTORE: Final = "restore_20000101_000000_000000"
 """The id of a restore that never existed, so that its database does not exist either."""
 
 _IN_RECOVERY: Final = "SELECT pg_is_in_recovery()"
@@ -60,15 +60,23 @@ _LOCKS: Final = """
 _INSTALLED: Final = "SELECT extname FROM pg_extension"
 _LARGE_OBJECTS: Final = "SELECT count(*) FROM pg_largeobject_metadata"
 _MAY_CREATE: Final = "SELECT has_database_privilege(current_database(), 'CREATE')"
+# Schemas in which we may create nothing, and whether a dump has anything of them.
 _CLOSED: Final = """
-    SELECT nspname FROM pg_namespace
+    SELECT nspname, EXISTS (
+        SELECT FROM (
+            SELECT relnamespace, oid, 'pg_class'::regclass FROM pg_class
+            UNION ALL SELECT pronamespace, oid, 'pg_proc'::regclass FROM pg_proc
+        ) AS o (namespace, oid, class)
+        WHERE o.namespace = n.oid AND NOT EXISTS (
+            SELECT FROM pg_depend AS d WHERE d.classid = o.class AND d.objid = o.oid AND d.deptype IN ('e', 'i')))
+    FROM pg_namespace AS n
     WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' AND NOT has_schema_privilege(oid, 'CREATE')
 """
 _WITH_ARGUMENTS: Final = ("FUNCTION", "PROCEDURE", "AGGREGATE")
 # Relations, functions and types that belong neither to the system, nor to an extension, nor to us. The functions that
 # make a range belong to the server's first user, whoever made the type: they come and go with it.
 _FOREIGN: Final = """
-    SELECT n.nspname, o.name, o.owner FROM (
+    SELECT n.nspname, o.name FROM (
         SELECT relnamespace AS namespace, relname AS name, relowner AS owner, oid, 'pg_class'::regclass AS class
         FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
         UNION ALL SELECT pronamespace, proname, proowner, oid, 'pg_proc'::regclass FROM pg_proc
@@ -95,12 +103,12 @@ class Inside:
 
     Arguments:
         foreign: objects of other owners, by name.
+        closed: schemas in which the user may create nothing, and whether a dump has anything of each.
         extensions: installed extensions.
-        closed: schemas in which the user may create nothing.
     """
 
     foreign: tuple[str, ...] = ()
-    closed: frozenset[str] = frozenset()
+    closed: Mapping[str, bool] = field(default_factory=dict)
     extensions: frozenset[str] = frozenset()
     large_objects: int = 0
     may_create: bool = True
@@ -115,6 +123,8 @@ class Means:
         beside: why we cannot connect to the database that a swap fills; None if we can.
         around: what the dump needs and the server does not have.
         locks: the number of locks that all transactions together can hold.
+        entries: the table of contents of the dump.
+        is_expected: whether that dump is yet to come, so that `entries` has only what needs an administrator.
     """
 
     target: DatabaseTarget
@@ -129,6 +139,7 @@ class Means:
     locks: int
     inside: Inside
     entries: tuple[Entry, ...]
+    is_expected: bool = False
 
     @property
     def user(self) -> str:
@@ -172,6 +183,7 @@ def look_at_means(target: DatabaseTarget, connection: Connection, entries: Itera
         locks=int(locks[0]),
         inside=_look_inside(target, live),
         entries=needed,
+        is_expected=entries is None,
     )
 
 
@@ -340,7 +352,8 @@ def _immovable(means: Means) -> Iterator[OpsError]:
 
 
 def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError]:
-    known = set(map(_object_name, means.entries)) | row_counts.keys()
+    """Objects of others that would be replaced; all of them, where the contents of the dump are unknown."""
+    known = row_counts.keys() | (() if means.is_expected else set(map(_object_name, means.entries)))
     replaced = [name for name in means.inside.foreign if not known or name in known]
     if replaced:
         owners = f"; {_membership(means, means.live.owner)}" if means.live and not means.owned else ""
@@ -348,7 +361,9 @@ def _ownership(means: Means, row_counts: Mapping[str, int]) -> Iterator[OpsError
             f"user {means.me.name} does not own {_some(replaced)}",
             hint=f"restore as the user that owns them, or as the server's administrator{owners}",
         )
-    for schema in sorted(means.inside.closed & {entry.schema for entry in means.entries}):
+    schemas = {entry.schema for entry in means.entries}
+    closed = [one for one, is_used in means.inside.closed.items() if (is_used if means.is_expected else one in schemas)]
+    for schema in sorted(closed):
         yield AccessDeniedError(
             f"user {means.me.name} may not create objects in schema {schema}, and the backup contains some",
             hint=f"as an administrator, in database {means.target.name}: "
@@ -442,14 +457,14 @@ def _look_inside(target: DatabaseTarget, live: DatabaseFacts | None) -> Inside:
     if live is None or not live.allows_connections:
         return Inside()
     with connect(target) as connection, restoring_errors(target):
-        foreign = [(schema, name) for schema, name, _ in connection.execute(_FOREIGN)]
+        foreign = [(str(schema), str(name)) for schema, name in connection.execute(_FOREIGN)]
         row, may_create = connection.execute(_LARGE_OBJECTS).fetchone(), connection.execute(_MAY_CREATE).fetchone()
         assert row is not None
         assert may_create is not None
         return Inside(
             foreign=tuple(dict.fromkeys(table_name(*names) for names in foreign)),
             extensions=frozenset(str(name) for (name,) in connection.execute(_INSTALLED)),
-            closed=frozenset(str(name) for (name,) in connection.execute(_CLOSED)),
+            closed={str(name): bool(is_used) for name, is_used in connection.execute(_CLOSED)},
             large_objects=int(row[0]),
             may_create=bool(may_create[0]),
         )

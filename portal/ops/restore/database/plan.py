@@ -79,7 +79,7 @@ class BackedUp:
     """Facts about the database in an archive, besides the row counts.
 
     Arguments:
-        entries: the dump's table of contents; empty if it was not read.
+        entries: the dump's table of contents; empty if it was not read, as of a dump that is yet to be made.
         server_major: the major version of the server that was dumped; 0 if it is unknown.
         identity: owner, locale and privileges; None if an older release made the archive.
         database_bytes: the size of the database on its server; 0 if unknown.
@@ -127,7 +127,7 @@ def make_plan(request: Request) -> DatabasePlan:
     """
     target, backed_up = request.target, request.backed_up
     with maintenance(target) as connection:
-        means = look_at_means(target, connection, backed_up.entries)
+        means = look_at_means(target, connection, backed_up.entries or None)
         contents = _look_inside(target, means.live)
         restorer, misfit = _restorer(request, connection.info.server_version // 10000)
         swap = swap_obstacles(means)
