@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.archive.damage import is_below
 from portal.ops.archive.index import MemberType
-from portal.ops.archive.reader import ArchiveReader, Layer
+from portal.ops.archive.reader import ArchiveReader, Layer, is_indexed
 from portal.ops.chains.reader import open_tree
 from portal.ops.errors import ConfigurationError, NotIntactError
 from portal.ops.manifest import Manifest
@@ -271,6 +271,8 @@ class MomentArchive:
         latest = int((self._choice.moment - self._choice.ahead + _WRITTEN).timestamp() * 1_000_000_000)
         known: set[str] = set()
         for path in self._choice.later:
+            if not is_indexed(path):  # tar and gzip do not write when a file came
+                continue
             reader = self._opened.enter_context(closing(ArchiveReader(path)))
             names = {
                 member.path
