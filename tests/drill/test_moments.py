@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from portal.ops.drill.job import DrillJob
-from portal.ops.drill.moments import drill_moments, window_lacks
+from portal.ops.drill.moments import _decode, drill_moments, window_lacks
+from portal.ops.errors import OpsError
 from portal.ops.pitr.look import PitrLook
 from portal.ops.pitr.wal_archive import Cluster, WalArchive
 from portal.ops.pitr.window import Base, Wal, Window
 from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig
 from portal.ops.runtime.process import SystemRunner
+from tests.support.portal import execute
 from tests.support.world import World, config_of
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from demo.postgres import EmbeddedPostgres
+    from portal.ops.settings.database_url import DatabaseTarget
 
 NOON: Final = datetime(2026, 11, 28, 12, tzinfo=UTC)
 CLUSTER: Final = Cluster(system_identifier="7000", segment_bytes=16 << 20, major=17)
@@ -84,3 +90,27 @@ def test_drill_without_the_promised_window_fails(world: World) -> None:
     (problem,) = report.problems
     assert "recovery to a moment was not tested" in problem
     assert problem in (report.error or "")
+
+
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("exec 0<&-; kill -9 $$", "pg_restore was ended by SIGKILL"),
+        ("exec 0<&-; echo 'pg_restore: error: no room' >&2; exit 1", "pg_restore failed: no room"),
+        ("cat >/dev/null; exit 1", "pg_restore failed: exit code 1"),
+    ],
+)
+def test_decoding_that_ends_early_says_why(
+    portal_database: DatabaseTarget, postgres: EmbeddedPostgres, tmp_path: Path, ending: str, message: str
+) -> None:
+    """A program that reads no more, such as one that was killed for want of memory, does not end the whole drill."""
+    (tmp_path / "pg_dump").symlink_to(postgres.bin_dir / "pg_dump")
+    program = tmp_path / "pg_restore"
+    version = f'[ "$1" = --version ] && exec {postgres.bin_dir}/pg_restore --version'
+    program.write_text(f"#!/bin/sh\n{version}\n{ending}\n")
+    program.chmod(0o755)
+    execute(portal_database, "CREATE TABLE public.big AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
+    server: Any = SimpleNamespace(target=lambda _: portal_database)
+    with pytest.raises(OpsError) as caught:
+        _decode(server, portal_database.name, 17, SystemRunner(), tmp_path)
+    assert caught.value.message == message

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from portal.ops.errors import ConfigurationError
+from portal.ops.errors import ConfigurationError, RestoreError
 from portal.ops.manifest import Manifest
 from portal.ops.model import DELETED, Component, VerifyLevel
 from portal.ops.repository.sidecar import sidecar_of
@@ -184,6 +184,31 @@ def dump_by(version: bytes, size: int) -> bytes:
     return head.ljust(size, b"\0")
 
 
+def put_pg_restore(directory: Path, ending: str) -> Path:
+    """A program that takes itself for pg_restore, and does this with the dump."""
+    program = directory / "bin" / "pg_restore"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "pg_restore (PostgreSQL) 17.2"; exit; fi\n{ending}\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def archive_of_dump(directory: Path, size: int) -> Path:
+    """An archive with something that begins like a dump."""
+    (directory / "dump").write_bytes(dump_by(b"17.2 (Debian)", size))
+    with compressor_pool() as pool:
+        return write_archive(directory / NAME, pool, Recipe(dump=directory / "dump"))
+
+
+def test_a_pg_restore_that_was_killed_says_nothing_of_the_archive(tmp_path: Path) -> None:
+    """It ends the verification with an error, and is no damage that would be recorded."""
+    program, path = put_pg_restore(tmp_path, "kill -9 $$"), archive_of_dump(tmp_path, 3_000_000)
+    with pytest.raises(RestoreError, match="pg_restore was ended by SIGKILL"):
+        Verifier(pg_bin_dir=program.parent).verify(path, VerifyLevel.DUMP)
+
+
 @pytest.mark.parametrize(
     ("ending", "size", "damages"),
     [
@@ -200,15 +225,7 @@ def dump_by(version: bytes, size: int) -> bytes:
 )
 def test_what_pg_restore_says_of_a_dump(tmp_path: Path, ending: str, size: int, damages: list[str]) -> None:
     """Its last words are the reason; the rest of the content is read even if it does not listen any more."""
-    program = tmp_path / "bin" / "pg_restore"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\nif [ "$1" = --version ]; then echo "pg_restore (PostgreSQL) 17.2"; exit; fi\n{ending}\n'
-    )
-    program.chmod(0o755)
-    (tmp_path / "dump").write_bytes(dump_by(b"17.2 (Debian)", size))
-    with compressor_pool() as pool:
-        path = write_archive(tmp_path / NAME, pool, Recipe(dump=tmp_path / "dump"))
+    program, path = put_pg_restore(tmp_path, ending), archive_of_dump(tmp_path, size)
     told: list[int] = []
     found = Verifier(pg_bin_dir=program.parent, advance=told.append).verify(path, VerifyLevel.DUMP)
     assert said(found) == damages

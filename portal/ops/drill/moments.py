@@ -19,6 +19,7 @@ from portal.ops.pitr.plan import clock_offset, plan_recovery
 from portal.ops.pitr.wal_archive import WalArchive
 from portal.ops.postgres.client_tools import find_client
 from portal.ops.postgres.dump_format import start_decoding
+from portal.ops.postgres.pg_restore import explain_failure
 from portal.ops.restore.scratch_dump import RowCounts, ScratchDump
 from portal.ops.runtime.progress import Clock, available_cores, utc_now
 from portal.ops.units import exact_duration, span
@@ -42,8 +43,6 @@ BEHIND_BASE_TIME: Final = timedelta(hours=1)
 
 STALE: Final = timedelta(hours=1)
 """A latest moment that is older shows nothing of the WAL since."""
-
-_HINT = "Look at the log of the scratch server, and make a new base backup."
 
 
 class Shown(NamedTuple):
@@ -161,12 +160,12 @@ def _decode(server: ScratchServer, database: str, major: int, runner: ProcessRun
     with ScratchDump(server.target(database), major, runner=runner, bin_dir=bin_dir) as scratch:
         process = start_decoding(tool, runner=runner)
         try:
-            with scratch.dump(Path("unused"), lambda _: None).open() as pieces:
+            with suppress(BrokenPipeError), scratch.dump(Path("unused"), lambda _: None).open() as pieces:
                 for piece in pieces:
                     process.stdin.write(piece)
-            process.stdin.close()
-            if process.wait() != 0:
-                raise OpsError(f"pg_restore cannot decode its dump: {process.stderr_tail().strip()[-200:]}", hint=_HINT)
+                process.stdin.close()
+            if code := process.wait():
+                raise explain_failure(code, process.stderr_tail())
         finally:
             with suppress(OSError):
                 process.stdin.close()

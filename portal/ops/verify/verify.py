@@ -105,6 +105,7 @@ class Verifier:
         Raises:
             RepositoryError: a file cannot be read at all.
             ClientToolError: the dump is to be decoded, and no pg_restore can do that.
+            RestoreError: somebody ended pg_restore.
             ConfigurationError: the level is `drill`, which is more than a check.
         """
         found = self.verify_alone(path, level)
@@ -219,7 +220,9 @@ class _Look:
         process = start_decoding(tool, runner=runner)
         try:
             self._feed(process, chain([first], content))
-            if process.wait() != 0:
+            if (code := process.wait()) < 0:
+                raise _ended(code, process)
+            if code:
                 last = (process.stderr_tail().strip().splitlines() or ["it says nothing"])[-1]
                 self._note(Damage(what=f"pg_restore cannot decode it ({last})", path=member.path))
         finally:
@@ -301,6 +304,13 @@ def _content_bytes(path: Path) -> int:
         raise ValueError("an archive without an index has to be read for its manifest")
     with closing(ArchiveReader(path)) as archive:
         return sum(int(detail.get("bytes", 0)) for detail in archive.manifest().details.values())
+
+
+def _ended(code: int, process: RunningProcess) -> OpsError:
+    """The error for a pg_restore that a signal has ended, as for want of memory: it says nothing of the archive."""
+    from portal.ops.postgres.pg_restore import explain_failure  # imported late: it loads the database driver
+
+    return explain_failure(code, process.stderr_tail())
 
 
 def _component(path: str) -> Component | None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from portal.ops.drill import moments
 from portal.ops.drill.scratch import Scratch
 from portal.ops.errors import BusyError, OpsError, RestoreError
 from portal.ops.postgres.connection import connect
@@ -21,9 +18,7 @@ from portal.ops.postgres.server import MAY_END, maintenance
 from portal.ops.restore.database import blockers, settle
 from portal.ops.restore.database.carry import carry_rows
 from portal.ops.restore.database.object_check import SourceObjects, check_objects
-from portal.ops.runtime.process import SystemRunner
 from tests.support.database_restores import new_database
-from tests.support.fake_runner import FakeProcess, Script
 from tests.support.restoring import ask, execute
 from tests.support.sessions import session
 
@@ -317,32 +312,3 @@ class TestObjects:
             assert found.indexes == 2
             for other in ("", "x.1", "9.6"):
                 assert check_objects(connection, (), replace(source, server_version=other)).wrong == ()
-
-
-def test_dump_that_cannot_be_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of what pg_restore says is told, and the program is ended."""
-    made = FakeProcess(Script(stderr="x" * 300 + "y" * 199 + "z\n", returncode=1))
-    monkeypatch.setattr(moments, "find_client", lambda *_, **__: None)
-    monkeypatch.setattr(moments, "start_decoding", lambda *_, **__: made)
-
-    class Dump:
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def dump(self, *_: object) -> Any:
-            """Itself."""
-            return self
-
-        def open(self) -> Any:
-            """Two pieces."""
-            return nullcontext([b"one", b"two"])
-
-    monkeypatch.setattr(moments, "ScratchDump", lambda *_, **__: Dump())
-    server: Any = SimpleNamespace(target=lambda name: name)
-    with pytest.raises(OpsError) as caught:
-        moments._decode(server, "portal", 17, SystemRunner(), None)
-    assert caught.value.message == f"pg_restore cannot decode its dump: {'y' * 199}z"
-    assert caught.value.hint.startswith("Look at the log of the scratch server")
