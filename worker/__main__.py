@@ -12,13 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.runtime.logs import configure_logging, engine_log
 from portal.ops.runtime.process import launch_command
-from worker.operations import Queue
+from worker.queue_option import add_queues, chosen_queues
+
+if TYPE_CHECKING:
+    from worker.operations import Queue
 
 _POLL_SECONDS: Final = 0.2
 _FAILED: Final = 1
@@ -41,7 +44,7 @@ def main() -> int:
     except OpsError as error:  # logged once, not by each worker
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    queues = [Queue(name) for name in arguments.queues] or list(Queue)
+    queues = chosen_queues(arguments)
     stopped: list[int] = []
     for number in _STOPPING:
         signal.signal(number, lambda got, _: stopped.append(got))
@@ -88,13 +91,7 @@ def _are_up(running: dict[Queue, tuple[subprocess.Popen[bytes], float]], process
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools/service.sh worker", description="Run the tasks of the queues.")
-    parser.add_argument(
-        "queues",
-        nargs="*",
-        metavar="QUEUE",
-        choices=[*map(str, Queue), []],
-        help=f"a queue: {', '.join(Queue)} (default: all)",
-    )
+    add_queues(parser)
     parser.add_argument("--processes", type=_number, metavar="N", help="tasks of each queue that run at the same time")
     return parser
 

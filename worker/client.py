@@ -264,7 +264,7 @@ def _forged(name: str, task_id: str) -> TaskState:
 
 
 def _progress(result: Any) -> dict[str, Any]:
-    """The progress that a worker reported, or None if it is invalid."""
+    """The progress that a worker reported; empty if it is invalid."""
     if not isinstance(result, dict) or not isinstance(result.get("phase"), str):
         return {}
     done, total = result.get("done"), result.get("total")

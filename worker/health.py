@@ -16,10 +16,12 @@ from portal.ops.errors import OpsError
 from portal.ops.runtime.environment import current_settings
 from portal.ops.units import duration, exact_duration
 from worker.client import Client, QueueLoad, TaskState
-from worker.operations import Queue
+from worker.queue_option import add_queues, chosen_queues
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from worker.operations import Queue
 
 WAIT_SECONDS: Final = 5.0
 """How long an idle queue may take to answer, in seconds."""
@@ -121,14 +123,8 @@ def main() -> int:
         prog="tools/service.sh health",
         description="Check that a worker answers on each queue: exit code 0, or 1 if not.",
     )
-    parser.add_argument(
-        "queues",
-        nargs="*",
-        metavar="QUEUE",
-        choices=[*map(str, Queue), []],
-        help=f"a queue: {', '.join(Queue)} (default: all)",
-    )
-    queues = [Queue(name) for name in parser.parse_args().queues] or list(Queue)
+    add_queues(parser)
+    queues = chosen_queues(parser.parse_args())
     try:
         found = check_queues(Client(current_settings()), queues)
     except OpsError as error:

@@ -32,7 +32,8 @@ DIRECTORY: Final = ".keys"
 NAME: Final = "tasks.json"
 LOCK: Final = ".lock"
 RETIRED_SECONDS: Final = 8 * 24 * 3600
-"""Days that a retired key stays valid: tasks and results are valid for 7; one more covers clocks and long tasks."""
+"""Seconds that a retired key stays valid: tasks and results are valid for 7 days, and clocks and long tasks need one
+more."""
 
 _KEY_BYTES: Final = 32
 _LOCK_SECONDS: Final = 10.0

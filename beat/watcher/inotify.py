@@ -199,6 +199,6 @@ class _Translator(FileSystemEventHandler):
                 self._listener.changed(path, is_tree=isinstance(event, _TREES))
 
     def _relative(self, path: bytes | str) -> str:
-        """A path as the index writes it; None for the root itself, and for a restore's own directory."""
+        """A path as the index writes it; empty for the root itself, and for a restore's own directory."""
         relative = decode_name(os.fsencode(path))[self._start :]
         return "" if is_staged(relative) else relative

@@ -15,6 +15,7 @@ from beat.watcher.change_set import ChangeSet
 from beat.watcher.debounce import MOST_PATHS, Debounce, parents
 from beat.watcher.exclusions import is_staged, without_repository
 from beat.watcher.mounts import silent_mounts
+from portal.ops.filesystem.mounts import parse_mounts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -267,7 +268,7 @@ def test_names_that_are_not_text_are_looked_at_as_they_are(tmp_path: Path) -> No
     assert without_repository(["\udcff/x"], str(tmp_path), tmp_path / os.fsdecode(b"\xff")) == frozenset()
 
 
-MOUNTS = r"""
+MOUNTS = rb"""
 24 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 24 0:26 / /srv/portal rw shared:2 - nfs4 server:/portal rw
 31 24 254:0 /data /srv/with\040space rw shared:3 - xfs /dev/vdb rw
@@ -291,4 +292,4 @@ no sense at all
 )
 def test_a_file_system_that_others_write_to_is_known(root: str, kinds: list[str]) -> None:
     """At the root, or below it; of two on one place the upper one counts."""
-    assert [mount.kind for mount in silent_mounts(root, MOUNTS)] == kinds
+    assert [mount.kind for mount in silent_mounts(root, parse_mounts(MOUNTS))] == kinds

@@ -12,8 +12,8 @@ import pytest
 
 from beat.watcher import loop as module
 from beat.watcher.loop import Watcher
-from beat.watcher.mounts import Mount
 from portal.ops.errors import ConfigurationError
+from portal.ops.filesystem.mounts import Mount
 from portal.ops.settings.load import load_settings
 from tests.support.repositories import as_nobody, public_directory
 from worker.errors import BrokerAwayError

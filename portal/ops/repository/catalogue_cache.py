@@ -54,7 +54,7 @@ class CatalogueCache:
         self._path = path
 
     def load(self) -> Memory:
-        """The results of the last scan, or None if they cannot be read.
+        """The results of the last scan; empty if there are none, or they are of another version.
 
         Raises:
             sqlite3.Error: the database is damaged.

@@ -87,7 +87,7 @@ class EffectiveSetting:
 
     Arguments:
         setting: the setting.
-        shown: the text; asterisks for a secret, None if it is not set.
+        shown: the text; asterisks for a secret, empty if it is not set.
         origin: ``default``, ``environment``, or the file and line.
         fault: why the value is invalid, in which case the default is used.
     """

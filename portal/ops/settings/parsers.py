@@ -218,7 +218,7 @@ def duration(text: str) -> timedelta:
 
 
 def command(text: str) -> tuple[str, ...]:
-    """Parse a program and its arguments, quoted as for a shell, which is not used; None if empty."""
+    """Parse a program and its arguments, quoted as for a shell, which is not used."""
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

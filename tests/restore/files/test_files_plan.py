@@ -11,6 +11,7 @@ import pytest
 from portal.ops.archive.index import Member, MemberType
 from portal.ops.errors import AccessDeniedError, DiskFullError, RestoreError
 from portal.ops.filesystem.attributes import Attributes
+from portal.ops.filesystem.mounts import read_mounts
 from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files import plan as files_plan
 from portal.ops.restore.files import preflight
@@ -211,7 +212,7 @@ class TestMounts:
             for place in (tmp_path, tmp_path / "m", tmp_path / "a" / "n\\040n", f"{tmp_path}x", "/")
         ]
         (tmp_path / "mountinfo").write_text("\n".join(listed))
-        monkeypatch.setattr(preflight, "_MOUNTS", str(tmp_path / "mountinfo"))
+        monkeypatch.setattr(preflight, "read_mounts", lambda: read_mounts(tmp_path / "mountinfo"))
         for name in ("m/inner", "a/n n", "b"):
             (tmp_path / name).mkdir(parents=True)
         return tmp_path
@@ -220,7 +221,7 @@ class TestMounts:
         """Relative to the tree, in order; of the root too; where the kernel lists none there is none."""
         assert mounts_below(str(mounts)) == ("a/n n", "m")
         assert mounts_below("/")[-1] == f"{mounts}x".lstrip("/")
-        monkeypatch.setattr(preflight, "_MOUNTS", str(mounts / "absent"))
+        (mounts / "mountinfo").unlink()
         assert mounts_below(str(mounts)) == ()
 
     @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ class TestMounts:
     def test_each_is_named_once(self, mounts: Path) -> None:
         """Three of many."""
         names = [f"m{number}" for number in range(5)]
-        text = "".join(f"1 2 0:1 / {mounts}/{name} rw\n" for name in names)
+        text = "".join(f"1 2 0:1 / {mounts}/{name} rw - tmpfs x rw\n" for name in names)
         (mounts / "mountinfo").write_text(text)
         for count, said in ((1, "m0;"), (3, "m0, m1, m2;"), (5, "m0, m1, m2 and 2 more;")):
             with Tree(str(mounts)) as live:

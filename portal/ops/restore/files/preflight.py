@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.errors import AccessDeniedError, RestoreError
 from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.fixed import is_fixed
+from portal.ops.filesystem.mounts import read_mounts
 from portal.ops.filesystem.tree import Tree
 from portal.ops.restore.files.changes import OURS, must_stay
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from portal.ops.errors import OpsError
-import re
 
 _MOST_NAMED: Final = 3
 
@@ -131,7 +131,7 @@ class Preflight:
             self._foreign.setdefault(directory)
 
     def _mount_of(self, directory: str) -> str:
-        """The mount that holds a directory, or None if it is the tree's own."""
+        """The mount that holds a directory; empty if it is the tree's own."""
         for mount in self._mounts:
             if directory == mount or directory.startswith(f"{mount}/"):
                 return mount
@@ -160,7 +160,7 @@ class Preflight:
 
 
 def closed(directory: str, what: str) -> list[OpsError]:
-    """The obstacle to writing to a directory as the effective user, or None.
+    """The obstacle to writing to a directory as the effective user; empty if there is none.
 
     Arguments:
         what: what a restore puts there, for the message.
@@ -205,30 +205,12 @@ def _few(paths: Collection[str]) -> str:
     return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
-_MOUNTS: Final = "/proc/self/mountinfo"
-
-_PLACE: Final = 4
-"""The field with the mount point: two numbers, a device and a root come before it."""
-
-_ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
-
-
 def mounts_below(top: str) -> tuple[str, ...]:
-    """The mounts below a directory, relative to it, or None if the kernel does not list them.
+    """The mounts below a directory, relative to it; none if the kernel does not list them.
 
     Arguments:
         top: the real path of the directory.
     """
-    try:
-        with open(_MOUNTS, "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return ()
-    places = (_place(line) for line in lines)
     inside = f"{top.rstrip('/')}/"
-    return tuple(sorted({place[len(inside) :] for place in places if place.startswith(inside) and place != inside}))
-
-
-def _place(line: bytes) -> str:
-    found = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ")[_PLACE])
-    return found.decode("utf-8", "surrogateescape")
+    places = {mount.place for mount in read_mounts()}
+    return tuple(sorted(place.removeprefix(inside) for place in places if place.startswith(inside) and place != inside))
