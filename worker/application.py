@@ -9,6 +9,7 @@ from worker.celery_internals import Application
 from worker.command_lines import show_commands
 from worker.configuration import configuration
 from worker.operations import Requester
+from worker.redis_url import check_redis_url
 from worker.transport_choice import use_transport
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ def make_app(settings: Settings, requester: Requester = Requester.COMMAND) -> Ap
         requester: the kind of requester, on whose behalf it sends tasks.
 
     Raises:
-        ConfigurationError: there is no broker.
+        ConfigurationError: there is no broker, or its URL is invalid.
     """
     if settings.worker.broker_url is None:
         raise ConfigurationError(
             "there is no broker for the workers",
             hint="Set CELERY_BROKER_URL to a Redis database of their own, such as redis://localhost:6379/5.",
         )
+    check_redis_url("CELERY_BROKER_URL", settings.worker.broker_url.reveal())
+    if settings.worker.result_backend is not None:
+        check_redis_url("CELERY_RESULT_BACKEND", settings.worker.result_backend.reveal())
     show_commands()
     use_transport("worker.transport:Transport", unless="worker.")  # a worker has one with the gate
     app = Application(settings, requester)
