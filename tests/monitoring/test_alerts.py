@@ -26,6 +26,7 @@ from portal.ops.repository.repository import Repository
 from portal.ops.restore.config import RestoreConfig
 from portal.ops.retention.prune import PruneJob
 from portal.ops.settings.database_url import Secret
+from portal.ops.settings.load import SETTINGS
 from tests.support.histories import NOW, History
 from tests.support.waiting import LONG_SECONDS
 
@@ -442,6 +443,13 @@ class TestSecrets:
         settings = history.settings(DD_DATABASE_PASSWORD=secret, BACKUP_PING_URL=secret, CELERY_BROKER_URL=secret)
         text = Observers(settings)._scrubbed(f"it said: {secret} and {secret}{secret}")
         assert secret not in text
+
+    @pytest.mark.parametrize("name", [one.name for one in SETTINGS if one.secret] + ["AWS_SECRET_ACCESS_KEY"])
+    def test_every_secret_setting_counts(self, tmp_path: Path, name: str) -> None:
+        """The text of each is masked, and of a URL the password."""
+        url = f"postgres://me:sesame@{tmp_path.name}/db" if name.endswith("_URL") else "sesame"
+        settings = History(path=tmp_path).settings(**{name: url})
+        assert "sesame" not in Observers(settings)._scrubbed("it said: sesame")
 
     @given(password=st.text(st.sampled_from("abcdefXYZ0123456789-_~"), min_size=6))
     def test_no_password_of_a_url_is_in_a_text(self, password: str, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -94,6 +94,17 @@ def test_a_secret_that_it_prints_is_masked() -> None:
     assert shell("echo password=hunter22", secrets=(Secret("hunter22"),)).output == "password=********\n"
 
 
+def test_a_secret_at_the_edge_of_what_is_kept_is_masked() -> None:
+    """Of long output the end is shown, and no half of a secret."""
+    for shown in range(1, len("hunter22")):
+        script = (
+            f"printf x%.0s $(seq 1 100); printf hunter22; head -c {MOST_OUTPUT_BYTES - shown} /dev/zero | tr '\\0' y"
+        )
+        output = shell(script, secrets=(Secret("hunter22"),)).output
+        assert len(output) == MOST_OUTPUT_BYTES
+        assert set(output) <= {"x", "*", "y"}
+
+
 def test_there_is_no_such_program() -> None:
     """It is a fault of the setting, and the program is named."""
     with pytest.raises(ConfigurationError, match="/no/such/program"):

@@ -17,8 +17,10 @@ from portal.ops.errors import OpsError
 from portal.ops.model import BackupId, BackupType
 from portal.ops.monitoring import send as messenger
 from portal.ops.repository.access_log import Action
+from portal.ops.runtime.environment import SECRET_NAME
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import Clock, utc_now
+from portal.ops.settings.database_url import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from portal.ops.monitoring.alerts import AlertSender
     from portal.ops.monitoring.model import Status
     from portal.ops.repository.access_log import AccessEntry
-    from portal.ops.settings.database_url import Secret
     from portal.ops.settings.load import Settings
 
 log = engine_log("portal.ops.monitoring.observer")
@@ -157,6 +158,10 @@ def secret_words(settings: Settings) -> set[str]:
         worker.flower_password,
         targets.notify_urls,
         targets.ping_url,
+        settings.replication.password,
+        settings.offsite.password,
+        settings.portal.credential_key,
+        *(Secret(value) for name, value in settings.store_variables.items() if SECRET_NAME.search(name)),
     ]
     found = {word for secret in given if secret for word in _words(secret.reveal())}
     return {word for word in found if len(word) >= _SHORTEST_SECRET}

@@ -102,7 +102,7 @@ def run_command(
     return CommandResult(
         command=shlex.join(argv),
         exit_code=exit_code,
-        output=_masked(text[-MOST_OUTPUT_BYTES:], secrets),
+        output=_masked(text, secrets)[-MOST_OUTPUT_BYTES:],
         seconds=time.monotonic() - started,
     )
 
@@ -126,7 +126,7 @@ class _Tail:
         with pipe:
             while block := pipe.read1(8192) if hasattr(pipe, "read1") else pipe.read(8192):
                 self._kept += block
-                del self._kept[:-MOST_OUTPUT_BYTES]
+                del self._kept[: -2 * MOST_OUTPUT_BYTES]  # more than is shown, which begins with no half of a secret
 
     def text(self) -> str:
         """The kept output."""

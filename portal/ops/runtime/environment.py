@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULT_ENV_FILE: Final = "/etc/kekkai-backup/backup.env"
 _NO_FILE: Final = EnvFile(path="")
-_SECRET: Final = re.compile(r"(PASSWORD|SECRET|TOKEN|KEY)\w*(?<!_FILE)$")
+SECRET_NAME: Final = re.compile(r"(PASSWORD|SECRET|TOKEN|KEY)\w*(?<!_FILE)$")
+"""Matches names of variables whose values are secrets, also of other programs."""
+
 _MOST_BYTES: Final = 1_000_000
 
 
@@ -104,7 +106,7 @@ def _refuse_foreign_hands(path: str, status: os.stat_result) -> None:
 def _refuse_foreign_eyes(found: EnvFile, status: os.stat_result) -> None:
     secret_settings = {setting.name for setting in SETTINGS if setting.secret}
     secrets = [
-        name for name, text in found.values.items() if text and (name in secret_settings or _SECRET.search(name))
+        name for name, text in found.values.items() if text and (name in secret_settings or SECRET_NAME.search(name))
     ]
     if secrets and status.st_mode & stat.S_IROTH:
         said = f"contains a secret ({', '.join(secrets)}), and every user can read it"
