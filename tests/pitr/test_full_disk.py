@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from portal.ops.pitr import receiver
+from portal.ops.pitr.plan import plan_recovery, with_last_transaction
 from portal.ops.pitr.replication import position
+from portal.ops.runtime.process import SystemRunner
 from tests.support.portal import small_disk
+from tests.support.restores import mounted
 from tests.support.waiting import wait_until
 from tests.support.wal_servers import WalPortal, wal_portal
 
@@ -112,3 +116,18 @@ def test_disk_that_is_full_to_the_last_byte(portal: WalPortal, monkeypatch: pyte
     assert window is not None
     assert window.gaps == ()
     assert portal.gaps == []
+
+
+def test_no_room_to_look_into_the_wal(portal: WalPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan of a recovery needs none: it only does not name the last transaction."""
+    with portal.receiving():
+        assert portal.job().backup_base().success
+        write_segments(portal, 1)
+        portal.wait_until_covered()
+    plan = plan_recovery(portal.repository, None)
+    runner = SystemRunner()
+    assert with_last_transaction(plan, runner=runner, bin_dir=portal.bin_dir).last_transaction is not None
+    (tmp_path / "tmp").mkdir()
+    with mounted(tmp_path / "tmp"):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+        assert with_last_transaction(plan, runner=runner, bin_dir=portal.bin_dir) == plan

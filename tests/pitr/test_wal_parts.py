@@ -423,6 +423,9 @@ class TestReceiving:
         made._report(problem="away")
         state = archive.state()
         assert (state["received"], state["problem"], state["pid"]) == (MIB, "away", os.getpid())
+        (archive.path / "state.json").unlink()
+        (archive.path / "state.json").mkdir()
+        made._report(problem="away")  # neither read nor written, which ends no service
         assert datetime.fromisoformat(state["updated"]).tzinfo is not None
 
     def test_pauses(self, archive: WalArchive, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def window_lacks(found: PitrLook, received_since: datetime | None, now: datetime
     Right after WAL was first received there is no base backup yet: that is no fault for a day.
 
     Arguments:
-        received_since: when WAL of this cluster was first received; nothing means never.
+        received_since: when WAL of this cluster was first received; None for never.
         now: by the server's clock.
 
     Returns:

@@ -54,7 +54,7 @@ def is_kept(name: str) -> bool:
 
 
 def read_xattrs(descriptor: int, others: list[str] | None = None) -> Xattrs:
-    """The extended attributes of an open file or directory; nothing where the file system has none.
+    """The extended attributes of an open file or directory; none if the file system does not support them.
 
     Arguments:
         others: receives the names of attributes that are left alone.

@@ -78,7 +78,7 @@ class WalCopier:
     Arguments:
         open_writer: opens the destination; called again after a failure.
         shown: the name of the destination for people.
-        tell: called every few seconds and at every change with the present fault and its hint, or None.
+        tell: called every few seconds and at every change with the present fault and its hint; empty without one.
         find_key: returns the repository's signing key, or None if it has none yet; called until there is one.
     """
 
@@ -124,7 +124,7 @@ class WalCopier:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _note(self, problem: str) -> None:
-        """Report a fault, or None; the same report is not repeated at once."""
+        """Report the fault, empty without one; the same report is not repeated at once."""
         self.problem, now = problem, time.monotonic()
         if self._told is None or self._told[0] != problem or now - self._told[1] >= _TELL_SECONDS:
             self._told = problem, now

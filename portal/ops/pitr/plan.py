@@ -196,12 +196,13 @@ def _way_to(
 def with_last_transaction(plan: RecoveryPlan, *, runner: ProcessRunner, bin_dir: Path | None) -> RecoveryPlan:
     """The plan with the last transaction before the moment, which is read from the WAL.
 
-    If the WAL cannot be read here, the plan is returned unchanged; the replay itself will report the problem.
+    If the WAL cannot be read here, or there is no room to unpack it, the plan is returned unchanged; the replay itself
+    will report the problem.
     """
     try:
         last = last_commit(plan.archive, plan.segments, plan.moment, runner=runner, bin_dir=bin_dir)
-    except OpsError as error:
-        log.warning("last_transaction_unknown", error=error.message)
+    except (OpsError, OSError) as error:
+        log.warning("last_transaction_unknown", error=error.message if isinstance(error, OpsError) else str(error))
         return plan
     return replace(plan, last_transaction=last)
 

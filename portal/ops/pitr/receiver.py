@@ -294,7 +294,7 @@ class WalReceiver:
     def _report(self, *, problem: str) -> None:
         """Record an error in the state, even if the server cannot be queried."""
         if self._archive is not None:
-            with suppress(OSError):
+            with suppress(OpsError, OSError):
                 state = {**self._archive.state(), "problem": problem, "updated": _now(), "pid": os.getpid()}
                 self._archive.save_state(state)
 

@@ -61,12 +61,10 @@ class ReplacedCluster:
 
 
 def removable(clusters: Iterable[ReplacedCluster], current: str | None, now: datetime) -> frozenset[str]:
-    """The clusters whose WAL leads nowhere; a pure function.
-
-    Where it is unknown which cluster is received, all are kept.
+    """The clusters whose WAL no base backup needs; none if the current cluster is unknown.
 
     Arguments:
-        current: the system identifier of the cluster that is received.
+        current: the system identifier of the cluster whose WAL is received.
     """
     if current is None:
         return frozenset()

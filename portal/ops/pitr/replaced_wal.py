@@ -1,4 +1,4 @@
-"""The WAL of replaced clusters in a repository: found, and removed where it leads nowhere."""
+"""Finds the WAL of replaced clusters in a repository, and removes it if no base backup needs it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REMOVED: Final = ".removed-"
 
 
 def replaced_identifiers(repository: Repository) -> tuple[str, ...]:
-    """The clusters that have WAL here, but for the current one; none where that is unknown."""
+    """The clusters that have WAL here, without the current one; none if the current one is unknown."""
     directory = repository.path / DIRECTORY
     current = WalArchive.current(repository)
     if current is None:
@@ -40,10 +40,10 @@ def replaced_identifiers(repository: Repository) -> tuple[str, ...]:
 
 
 def find_replaced(repository: Repository, with_base: Collection[str] | None) -> tuple[ReplacedCluster, ...]:
-    """What is there of replaced clusters.
+    """The WAL of replaced clusters.
 
     Arguments:
-        with_base: the clusters that have a base backup; nothing means that this is not known.
+        with_base: the clusters that have a base backup; None if that is unknown.
 
     Raises:
         OSError: the directory cannot be read.
@@ -66,7 +66,7 @@ def find_replaced(repository: Repository, with_base: Collection[str] | None) -> 
 
 
 def remove_replaced(repository: Repository, with_base: Collection[str], now: datetime) -> int:
-    """Remove the WAL of replaced clusters that leads nowhere; the bytes that were freed.
+    """Remove the WAL of replaced clusters that no base backup needs; return the number of bytes freed.
 
     Arguments:
         with_base: the clusters that have a base backup.
@@ -84,7 +84,7 @@ def remove_replaced(repository: Repository, with_base: Collection[str], now: dat
 
 
 def _remove(repository: Repository, cluster: ReplacedCluster) -> bool:
-    """Remove a directory at once, if nobody works in it and all of it is ours."""
+    """Remove a directory as a whole, if no WAL service uses it and all of it is ours; return whether it was removed."""
     path = repository.path / DIRECTORY / cluster.system_identifier
     if strange := sorted(name for name in (*os.listdir(path), *_received(path)) if not _is_ours(name)):
         log.warning("wal_not_removed", reason=f"{path} has {strange[0]} in it, which is not WAL")

@@ -7,6 +7,7 @@ A killed process holds no lock. So any process that finds such a file unlocked r
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import secrets
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from portal.ops.repository.repository import Repository
-
-import fcntl
 
 log = engine_log("portal.ops.pitr.scratch")
 

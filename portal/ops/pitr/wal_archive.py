@@ -96,7 +96,7 @@ class WalArchive:
 
     @staticmethod
     def current_since(repository: Repository) -> datetime | None:
-        """When the current cluster became that one; nothing where there is none."""
+        """When the current cluster became the current one; None if there is none."""
         try:
             written = (repository.path / DIRECTORY / CURRENT).stat().st_mtime
         except (FileNotFoundError, NotADirectoryError):

@@ -122,7 +122,7 @@ def with_signature(name: str, content: bytes, told: dict[str, Any], key: Signing
 
 
 def signer_of(name: str, data: bytes) -> str:
-    """Who signed an object; empty where nobody did.
+    """The signer of an object; empty if it is not signed.
 
     Arguments:
         name: as for `with_signature`.

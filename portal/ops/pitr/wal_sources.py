@@ -1,6 +1,6 @@
-"""Bringing the WAL back from all destinations: each is asked for what the ones before it did not have.
+"""Fetches WAL from all destinations: each is asked for what those before it did not have.
 
-A destination that cannot be reached, or has lost or damaged a segment, keeps nothing from coming that another one has.
+If a destination cannot be reached, or has lost or damaged a segment, another one may still provide it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ log = engine_log("portal.ops.pitr.wal_sources")
 
 @dataclass(frozen=True, kw_only=True)
 class FetchedWal:
-    """The WAL that came back.
+    """The WAL that was fetched.
 
     Arguments:
-        count: the files that are new here.
-        faults: what could not be used: a destination, or an object of which no destination has an intact copy.
-        unsigned: the objects that were taken although nobody has signed them, where WAL of certain signers is wanted.
+        count: the number of new files.
+        faults: the errors of unusable destinations, and of objects of which no destination has an intact copy.
+        unsigned: the objects that were taken without a signature, although only certain signers are trusted.
     """
 
     count: int
@@ -39,15 +39,15 @@ class FetchedWal:
 
 
 def fetch_from_all(repository: Repository, settings: Settings, signers: AbstractSet[str] | None) -> FetchedWal:
-    """Bring the WAL of every cluster back, from every destination in the order of the settings.
+    """Fetch the WAL of every cluster from every destination, in the order of the settings.
 
     Arguments:
-        signers: whose WAL is taken; nothing means anybody's.
+        signers: the trusted signers; None to trust everyone.
 
     Raises:
-        OpsError: no destination could be used; the first one's fault.
+        OpsError: no destination could be used; the error of the first one.
         BusyError: the WAL service of a cluster that is to be fetched is running.
-        RepositoryError: the disk is full, or does not take it.
+        RepositoryError: the disk is full, or cannot be written.
     """
     identities = identities_of(settings.offsite)
     count = 0

@@ -1,7 +1,7 @@
-"""Whose WAL is taken from off-site: that of certain signers, and unsigned WAL from before it was signed.
+"""Decides which WAL to take from off-site: that of trusted signers, and unsigned WAL from before it was signed.
 
-WAL is signed from some segment on. What lies before that one in the WAL is taken unsigned, and named. Behind it,
-whatever is not signed was put there by somebody else.
+WAL is signed from some segment on. Objects before that segment are taken unsigned, and listed. After it, an unsigned
+object was put there by somebody else.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _TIMELINE_DIGITS: Final = 8
 
 
 class WalTrust:
-    """Decides for one object after the other, which have to come in the order of the WAL.
+    """Decides about objects, which have to come in the order of the WAL.
 
     Arguments:
-        signers: whose WAL is taken; nothing means anybody's.
+        signers: the trusted signers; None to trust everyone.
     """
 
     def __init__(self, signers: AbstractSet[str] | None) -> None:
         self._signers = signers
         self._first_signed = ""
         self.unsigned: list[str] = []
-        """The objects that were taken although nobody has signed them."""
+        """The objects that were taken without a signature."""
 
     def begin(self) -> None:
         """Begin with another cluster."""
