@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -83,6 +84,30 @@ class TestSurroundings:
         assert "Traceback" not in ended.stderr
         (path,) = Path(files["BACKUP_LOCAL_PATH"]).glob("media_*.tar.gz")
         assert run("verify", str(path), environ=files).returncode == 0
+
+    @pytest.mark.parametrize("redirection", [">/dev/full", "> >(exec true)"])
+    def test_an_error_does_not_depend_on_its_audience(self, files: dict[str, str], redirection: str) -> None:
+        """Its exit code counts, and it is told, where the result cannot be written."""
+        command = f"exec '{BACKUP}' verify nonexistent {redirection}"
+        ended = subprocess.run(["/bin/bash", "-c", command], env=files, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert "archive not found" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+    def test_a_fault_elsewhere_is_not_taken_for_one_of_standard_output(self, number: int) -> None:
+        """An error of the operating system that names no file is told as such, and the result is written."""
+        program = (
+            "import os\nfrom tools.terminal import run_command\n"
+            f"def main():\n    raise OSError({number}, os.strerror({number}))\n"
+            "run_command(main)"
+        )
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        assert json.loads(ended.stdout)["error"].startswith(
+            f"the operating system refused: {os.strerror(number).lower()}"
+        )
+        assert "the work is done" not in ended.stderr.lower()
 
     def test_a_user_without_rights(self, unprivileged: Portal) -> None:
         """A user of no rights backs up and verifies what is theirs, where the environment was prepared for them."""

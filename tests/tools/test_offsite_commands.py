@@ -56,6 +56,20 @@ def test_a_failed_copy_fails_no_backup(world: Offsite) -> None:
     assert done("offsite", "copy", environ=environ, code=1)[0]["success"] is False
 
 
+def test_a_destination_that_is_away_hides_no_copies_elsewhere(world: Offsite) -> None:
+    """The copies that can be reached are listed, with the fault and its exit code; without any there is the fault."""
+    made, _ = done("media", environ=world.environ)
+    away = f"file://{world.directory}/unmounted"
+    both = {**world.environ, "BACKUP_OFFSITE_URLS": f"{away} {world.environ['BACKUP_OFFSITE_URLS']}"}
+    listed, said = done("offsite", "list", environ=both, code=1)
+    assert [copy["backup_id"] for copy in listed["copies"]] == [made["backup_id"]]
+    assert listed["success"] is False
+    assert "unmounted is not there" in listed["errors"][0]
+    assert "unmounted is not there" in said
+    only = {**world.environ, "BACKUP_OFFSITE_URLS": away}
+    assert "unmounted is not there" in done("offsite", "list", environ=only, code=1)[0]["error"]
+
+
 def test_no_secret_is_shown(world: Offsite, tmp_path: Path) -> None:
     """The secret key is in its file alone: in no output, no object, no log and no file of the repository."""
     made, said = done("keygen", "--output", str(tmp_path / "new"), environ=world.environ)

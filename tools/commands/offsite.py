@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.hints import Advice
 from portal.ops.units import exact_duration
 from tools import tasks
@@ -140,25 +142,39 @@ def _list(arguments: argparse.Namespace, settings: Settings, _show: Callable[[St
     copies: list[dict[str, Any]] = []
     damaged: dict[str, str] = {}
     foreign: list[str] = []
-    for destination in config.require_destinations():
-        backend = opening(destination)
+    faults: list[OpsError] = []
+    destinations = config.require_destinations()
+    for destination in destinations:
         try:
-            found = list_copies(backend, trust=Trust.of(config, destination))
-        finally:
-            backend.close()
+            with closing(opening(destination)) as backend:
+                found = list_copies(backend, trust=Trust.of(config, destination))
+        except OpsError as error:  # the copies elsewhere are needed all the more
+            faults.append(error)
+            continue
         copies += (listed(commit, found.shown) for commit in found.commits)
         damaged |= found.damaged
         foreign += found.foreign
+    if len(faults) == len(destinations):
+        raise faults[0]
     copies.sort(key=lambda one: (one["timestamp"], one["copy"]), reverse=True)
     _show_copies(copies)
     for stem, why in damaged.items():
         warn(f"the copy {stem} cannot be used: {why}")
     for stem in foreign:
         warn(f"the copy {stem} was not made by this repository: its signature is missing or another's")
-    if not copies:
+    for fault in faults:
+        say_error(fault)
+    if not (copies or faults):
         say(f"there is no copy yet; {Advice.COPY_OFFSITE} makes the first one")
-    print_listing("copies", iter(copies), success=not damaged, damaged=list(damaged), foreign=foreign)
-    return 4 if damaged else 0
+    print_listing(
+        "copies",
+        iter(copies),
+        success=not (damaged or faults),
+        damaged=list(damaged),
+        foreign=foreign,
+        errors=list(map(str, faults)),
+    )
+    return NotIntactError.exit_code if damaged else faults[0].exit_code if faults else 0
 
 
 def _show_copies(copies: list[dict[str, Any]]) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ConfigurationError
 from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.units import system_reason
-from tools.terminal.output import print_result, say
+from tools.terminal.output import print_result, say, standard_output
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = current_settings()
     data = page(read_story(settings, utc_now())).encode("utf-8", "replace")
     if arguments.output == _STANDARD_OUTPUT:
-        sys.stdout.buffer.write(data)
+        with standard_output() as stream:
+            stream.buffer.write(data)
+            stream.flush()
         return 0
     here = os.getcwd() if os.access(os.curdir, os.W_OK) else settings.local_path
     path = os.path.abspath(arguments.output or os.path.join(here, _REPORT))

@@ -185,7 +185,7 @@ def _restore(job: RestoreJob, arguments: argparse.Namespace, asked: datetime) ->
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers, or None without a broker."""
+    """The workers, as this command uses them."""
 
     settings: Settings
     show: Callable[[Step], None]

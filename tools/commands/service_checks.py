@@ -12,7 +12,7 @@ from portal.ops.monitoring.doctor.run import Check, Finding, fault, ok, warning
 if TYPE_CHECKING:
     from portal.ops.settings.load import Settings
 
-_SECONDS: Final = 15
+_SECONDS: Final = 15.0
 
 
 def service_checks(settings: Settings) -> list[Check]:
@@ -46,19 +46,22 @@ def _workers(settings: Settings) -> Finding:
 
 def _service(module: str, start: str) -> Finding:
     """Check a service like its own health check."""
-    ended = subprocess.run(
-        [sys.executable, "-I", "-m", module, "--health"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        timeout=_SECONDS,
-        check=False,
-    )
+    mend = f"Start it ('tools/service.sh {start}', or docker compose up) if it does not run; its log says more."
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-I", "-m", module, "--health"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return warning(f"its health check has not ended within {_SECONDS:g} s", mend)
     try:
         message = str(json.loads(ended.stdout)["message"])
     except (ValueError, KeyError):
         message = f"its health check ended with {ended.returncode}"
     if ended.returncode == 0:
         return ok(message)
-    mend = f"Start it ('tools/service.sh {start}', or docker compose up) if it does not run; its log says more."
     return warning(message, mend)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from portal.ops.units import printable
 from tools.installer.learn import Learned, learn
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from tools.installer.plan import Step
 
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
 
 def main() -> int:
     """Install or uninstall; return the exit code: 0 done, 1 failed, 2 invalid usage, 3 not confirmed."""
@@ -26,8 +29,7 @@ def main() -> int:
     if os.geteuid() != 0 and not arguments.dry_run:
         return _refuse("this needs root", f"sudo {ROOT}/tools/install.sh, or --dry-run to look at the plan")
     learned = Learned() if arguments.uninstall else learn(arguments.directory)
-    for given in arguments.set:
-        name, _, value = given.partition("=")
+    for name, value in arguments.set:
         learned.values[name], learned.origins[name] = value, "command line"
     installation = Installation(root=arguments.root, units=arguments.units, learned=learned)
     if arguments.units == "service" and not arguments.uninstall and "CELERY_BROKER_URL" not in learned.values:
@@ -59,10 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--uninstall", action="store_true", help="remove what was installed; archives stay")
     add("--units", choices=("timer", "service"), default="timer", help="timers, or worker, beat and watcher")
     add("--from", dest="directory", type=Path, metavar="DIR", help="the directory of the portal's compose file")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; can be repeated")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", type=_pair, help="a setting; can be repeated")
     add("--yes", action="store_true", help="do not ask")
     add("--root", type=Path, default=Path("/"), metavar="DIR", help="install into another root file system")
     return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not (mark and _NAME.fullmatch(name)):
+        raise argparse.ArgumentTypeError(f"{name!r} is not NAME=VALUE")
+    return name, value
 
 
 def _show_settings(installation: Installation) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from portal.ops.runtime.environment import SECRET_NAME
+from portal.ops.settings.table import SETTINGS as TABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +30,8 @@ _SERVICES: Final = ("kekkai-backup-worker", "kekkai-backup-beat", "kekkai-backup
 _EXAMPLES: Final = ROOT / "examples" / "systemd"
 _PLACE_IN_EXAMPLES: Final = "/opt/kekkai-backup"
 _RUNNING_SYSTEMD: Final = "/run/systemd/system"
-_SECRETS: Final = ("DD_DATABASE_PASSWORD", "CELERY_BROKER_URL")
+_SECRETS: Final = frozenset(setting.name for setting in TABLE if setting.secret)
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:@%+,=?&*^~-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ class Installation:
     def shown_settings(self) -> Iterator[str]:
         """The settings for a person, with secrets masked."""
         for name, value in {"BACKUP_LOCAL_PATH": self.repository, **self.learned.values}.items():
-            shown = "********" if name in _SECRETS else value
+            shown = "********" if name in _SECRETS or SECRET_NAME.search(name) else value
             yield f"{name}={shown}   ({self.learned.origins.get(name, 'default')})"
 
     def lacks_environment(self) -> bool:
@@ -267,9 +272,10 @@ class Installation:
 
 def quoted(value: str) -> str:
     """A value as a literal in the settings file."""
-    if not set(value) & set(" '\"$#\\\n"):
+    if _PLAIN.fullmatch(value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("\n", "\\n")
+    escaped = escaped.replace("\r", "\\r")
     return f'"{escaped}"'
 
 

@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO, TypeVar
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TextIO, TypeVar
 from portal.ops.units import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from portal.ops.errors import OpsError
 
@@ -106,6 +107,23 @@ def is_coloured(stream: TextIO) -> bool:
 def width() -> int:
     """The number of columns for text."""
     return max(40, shutil.get_terminal_size().columns)
+
+
+class UnwrittenError(Exception):
+    """Raised if standard output cannot be written; its cause is the operating system's error."""
+
+
+@contextmanager
+def standard_output() -> Iterator[TextIO]:
+    """Standard output, so that errors in writing to it are told from all others.
+
+    Raises:
+        UnwrittenError: it cannot be written.
+    """
+    try:
+        yield sys.stdout
+    except OSError as error:
+        raise UnwrittenError from error
 
 
 # -- text -----------------------------------------------------------------------------------------------------------
@@ -230,8 +248,9 @@ def _write_lines(lines: Sequence[str], stream: TextIO, colour: str = "") -> None
     with _writing:
         _clear(stream)
         if stream is sys.stdout:
-            stream.write(text)
-            stream.flush()
+            with standard_output():
+                stream.write(text)
+                stream.flush()
         else:
             _tell(text)
 
@@ -305,9 +324,10 @@ def print_result(result: Mapping[str, Any]) -> None:
     """Write a result as the only JSON object on standard output, unless a person reads text there."""
     if not is_json():
         return
-    json.dump(result, sys.stdout, indent=2 if sys.stdout.isatty() else None)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+    text = json.dumps(result, indent=2 if sys.stdout.isatty() else None)
+    with standard_output() as stream:
+        stream.write(f"{text}\n")
+        stream.flush()
 
 
 def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) -> int:
@@ -316,11 +336,14 @@ def print_listing(name: str, items: Iterable[Mapping[str, Any]], **others: Any) 
         return sum(1 for _ in items)
     newline = "\n  " if sys.stdout.isatty() else " "
     fields = "".join(f"{json.dumps(key)}: {json.dumps(value)},{newline}" for key, value in others.items())
-    sys.stdout.write("{" + newline.rstrip(" ") + fields + f"{json.dumps(name)}: [")
+    with standard_output() as stream:
+        stream.write("{" + newline.rstrip(" ") + fields + f"{json.dumps(name)}: [")
     count, rest = 0, iter(items)
     while some := list(islice(rest, _LINES_AT_ONCE)):
-        sys.stdout.write((f",{newline}" if count else "") + json.dumps(some)[1:-1])
+        with standard_output() as stream:
+            stream.write((f",{newline}" if count else "") + json.dumps(some)[1:-1])
         count += len(some)
-    sys.stdout.write("]}\n")
-    sys.stdout.flush()
+    with standard_output() as stream:
+        stream.write("]}\n")
+        stream.flush()
     return count

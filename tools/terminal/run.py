@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
 
 from portal.ops.errors import OpsError
 from portal.ops.units import printable, system_reason
-from tools.terminal.output import hush, print_result, say_error
+from tools.terminal.output import UnwrittenError, hush, print_result, say_error
 from tools.terminal.progress import Bar, BarAwareStream
 from worker.command_lines import show_commands
 
@@ -60,17 +60,15 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except StoppedError as stopped:
         _fail(f"stopped by {signal.Signals(stopped.number).name}: {stopped.outcome}\n  hint: {stopped.hint}")
         code = 128 + stopped.number
-    except BrokenPipeError:
-        hush(sys.stdout)
-        code = 128 + signal.SIGPIPE
+    except UnwrittenError as error:
+        code = _after_unwritten(error)
     except OSError as error:
         code = OpsError.exit_code
+        said = f"the operating system refused: {system_reason(error)}"
         if error.filename is None:
-            hush(sys.stdout)
-            said = f"the result cannot be written to standard output: {system_reason(error)}"
-            say_error(f"{said}\n  hint: The work is done; './tools/backup.sh audit' shows how it ended.")
+            _fail(f"{said}\n  hint: Check the disks, also that of TMPDIR, then start the command again.")
         else:
-            said = f"the operating system refused: {system_reason(error)} ({printable(str(error.filename), most=None)})"
+            said += f" ({printable(str(error.filename), most=None)})"
             _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
     gc.freeze()  # at exit, Python would collect garbage for 30 ms
     sys.exit(code)
@@ -140,7 +138,21 @@ def _open_standard_streams() -> None:
 
 def _fail(error: OpsError | str) -> None:
     say_error(error)
-    print_result({"success": False, "error": str(error)})
+    try:
+        print_result({"success": False, "error": str(error)})
+    except UnwrittenError:  # the error has been shown, and decides the exit code
+        hush(sys.stdout)
+
+
+def _after_unwritten(error: UnwrittenError) -> int:
+    """Report that the result could not be written, unless nobody reads it any more; return the exit code."""
+    hush(sys.stdout)
+    reason = error.__cause__
+    if not isinstance(reason, OSError) or isinstance(reason, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    said = f"the result cannot be written to standard output: {system_reason(reason)}"
+    say_error(f"{said}\n  hint: The work is done; './tools/backup.sh audit' shows how it ended.")
+    return OpsError.exit_code
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
