@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from contextlib import closing
 from typing import TYPE_CHECKING
@@ -329,6 +330,32 @@ def test_any_change_of_the_tar_ends_in_a_verdict(tmp_path: Path, changes: list[t
         contents(path)
     except NotIntactError as error:
         assert error.exit_code == 4
+
+
+def test_names_are_the_bytes_that_they_are_in_every_locale(backup: Path) -> None:
+    """A restore by a process whose locale has Latin-1 gives the files the names that they had."""
+    localedef = shutil.which("localedef")
+    made = localedef and subprocess.run(
+        [localedef, "-i", "de_DE", "-f", "ISO-8859-1", backup.parent / "de_DE.ISO-8859-1"], check=False
+    )
+    if not made or made.returncode:
+        pytest.skip("no locale with another encoding can be made")
+    (backup / "media" / "prüfung").touch()
+    listing = """
+import sys
+from pathlib import Path
+from portal.ops.archive.index import encode_name
+from portal.ops.archive.plain import PlainArchive
+names = (ascii(encode_name(member.path)) for member in PlainArchive(Path(sys.argv[1])).members())
+print(sys.getfilesystemencoding(), *names)
+"""
+    environment = os.environ | {"LOCPATH": str(backup.parent), "LC_ALL": "de_DE.ISO-8859-1"}
+    found = subprocess.run(
+        [sys.executable, "-c", listing, pack(backup)], env=environment, capture_output=True, text=True, check=True
+    )
+    encoding, *names = found.stdout.split()
+    assert encoding == "iso8859-1"
+    assert ascii("media/prüfung".encode()) in names
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,10 @@ class PlainArchive:
 
     def _members(self) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         try:
-            with self._open() as data, tarfile.open(fileobj=data, mode="r|", errorlevel=2, tarinfo=_Header) as tar:
+            with (
+                self._open() as data,
+                tarfile.open(fileobj=data, mode="r|", errorlevel=2, tarinfo=_Header, encoding="utf-8") as tar,
+            ):
                 while (found := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep every header otherwise
                     yield found, tar

@@ -70,7 +70,7 @@ class BaseStream:
         started = time.time_ns() // 1_000_000_000 * 1_000_000_000
         yield Member(PREFIX, MemberType.DIRECTORY, mode=0o700, mtime_ns=started), _NOTHING
         try:
-            with tarfile.open(fileobj=self.process.stdout, mode="r|", bufsize=_READ_BYTES) as tar:
+            with tarfile.open(fileobj=self.process.stdout, mode="r|", bufsize=_READ_BYTES, encoding="utf-8") as tar:
                 for found in tar:
                     yield self._member(tar, found)
                     tar.members.clear()  # type: ignore[attr-defined]  # or it keeps every one of them
