@@ -21,7 +21,7 @@ from portal.ops.drill.report import DIRECTORY, DrillReport, DrillReports
 from portal.ops.drill.scratch import Scratch, drills_locked
 from portal.ops.errors import RestoreError
 from portal.ops.model import VerifyLevel
-from portal.ops.postgres.server import drop_forced, find_database, maintenance
+from portal.ops.postgres.server import find_database, maintenance
 from portal.ops.repository.access_log import AccessLog, Action, Outcome
 from portal.ops.repository.repository import Repository
 from portal.ops.repository.verifications import Verifications
@@ -245,7 +245,7 @@ class TestInTheWay:
                 scratch.create_database(world.portal.database)
             scratch.throw_away(world.portal.database)
             assert find_database(connection, target.name)
-            drop_forced(connection, target.name)
+            connection.execute(f'DROP DATABASE "{target.name}"')
 
     def test_a_note_that_names_something_else(self, world: World) -> None:
         """Remains that would have the live database dropped are left to a person."""

@@ -16,7 +16,7 @@ from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.pg_restore import explain_failure
-from portal.ops.postgres.table_names import normal_name, split_name, table_name
+from portal.ops.postgres.table_names import normal_name, table_name
 from portal.ops.restore.scratch_dump import ScratchDump
 from tests.support.restoring import ask, execute
 
@@ -218,4 +218,3 @@ def test_a_foreign_server_that_is_away() -> None:
 def test_names_of_tables(quoted: str, schema: str, table: str) -> None:
     """However a server has quoted it, a name means one table."""
     assert normal_name(quoted) == table_name(schema, table)
-    assert split_name(table_name(schema, table)) == (schema, table)

@@ -30,12 +30,11 @@ from portal.ops.postgres.connection import conninfo, libpq_environment
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.explained import explained_errors
 from portal.ops.postgres.failures import explain_dump_failure
-from portal.ops.postgres.inspection import inspect_server
 from portal.ops.postgres.row_counts import count_rows, list_tables
 from portal.ops.runtime.process import run
 from portal.ops.settings.load import DatabaseTarget, Secret
 from tests.support.fake_runner import FakeRunner, Script
-from tests.support.servers import no_session_soon
+from tests.support.servers import inspect_server, no_session_soon
 from tests.support.sessions import session
 from tests.support.waiting import LONG_SECONDS, ends_soon, wait_until
 
@@ -139,14 +138,14 @@ class TestDump:
     ) -> None:
         """The dump knows the versions of the server and of pg_dump."""
         facts = dump(portal_database, postgres, runner, tmp_path / "dump")
-        assert (facts.server_major, facts.server_version, facts.pg_dump_version) == (17, "17.10", "17.10")
+        assert (facts.server_version, facts.pg_dump_version) == ("17.10", "17.10")
 
     def test_an_estimate_is_there_before_the_end(
         self, portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner
     ) -> None:
         """Number of tables and size are known as soon as the dump is open."""
         with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
-            assert source.expected_tables == 9
+            assert len(source.table_names) == 9
             assert source.estimated_bytes > 500_000
 
     def test_an_empty_database_has_a_dump(

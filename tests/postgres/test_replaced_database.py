@@ -14,7 +14,7 @@ from portal.ops.errors import DatabaseAbsentError, SessionEndedError
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.failures import explain_dump_failure
-from portal.ops.postgres.inspection import inspect_server
+from tests.support.servers import inspect_server
 from tests.support.sessions import session
 from tests.support.waiting import LONG_SECONDS, wait_until
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.postgres.toc import ContentsReader, CutShortError, read_contents
+from portal.ops.postgres.toc import ContentsReader, CutShortError
 from tests.support.database_restores import portal
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["portal"]
 def test_parsing_goes_on_where_the_data_ended(portal: Bench, piece_bytes: int) -> None:
     """However the bytes arrive, every entry is there once."""
     dump = portal.dump.read_bytes()
-    expected = read_contents(dump)
+    expected = ContentsReader(dump).read()
     arrived = bytearray()
     reader = ContentsReader(arrived)
     found, pieces = None, iter(range(0, len(dump), piece_bytes))
@@ -39,4 +39,4 @@ def test_a_dump_that_ends_within_its_contents_is_cut_short(portal: Bench) -> Non
     dump = portal.dump.read_bytes()
     for size in (0, 4, 11, 60, 500, 1500):
         with pytest.raises(CutShortError):
-            read_contents(dump[:size])
+            ContentsReader(dump[:size]).read()

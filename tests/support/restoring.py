@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from psycopg.sql import SQL, Identifier
+
 from portal.ops.errors import OpsError
 from portal.ops.postgres.dump import open_dump
 from portal.ops.postgres.dump_file import Dump
 from portal.ops.postgres.identity import DatabaseIdentity
-from portal.ops.postgres.server import drop_forced, maintenance
+from portal.ops.postgres.server import maintenance
 from portal.ops.restore.database.plan import BackedUp
 from portal.ops.restore.database.restore import DatabaseRestore, RestoreMode, list_old_databases
 from portal.ops.runtime.process import SystemRunner
@@ -132,11 +134,12 @@ def bench(target: DatabaseTarget, bin_dir: Path, directory: Path) -> Iterator[Be
 
 def remove(target: DatabaseTarget) -> None:
     """Drop what restores have left of a database."""
+    drop = SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
     with suppress(OpsError):
         old = list_old_databases(target)
         with maintenance(target) as connection:
             for database in old:
-                drop_forced(connection, database.marked.name)
+                connection.execute(drop.format(Identifier(database.marked.name)))
 
 
 def execute(target: DatabaseTarget, *statements: str) -> None:

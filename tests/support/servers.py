@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.postgres import EmbeddedPostgres
+from portal.ops.postgres.connection import connect
+from portal.ops.postgres.explained import explained_errors
+from portal.ops.postgres.inspection import ServerFacts, check_readable, read_facts
 from tests.support.waiting import LONG_SECONDS
 
 if TYPE_CHECKING:
@@ -21,6 +24,13 @@ def server() -> Iterator[EmbeddedPostgres]:
     """A server of the test's own, to be hurt."""
     with EmbeddedPostgres(unsafe_speed=True) as own:
         yield own
+
+
+def inspect_server(target: DatabaseTarget) -> ServerFacts:
+    """Connect to a database, make sure that all of it can be dumped, and ask for the facts."""
+    with connect(target) as connection, explained_errors(target):
+        check_readable(connection)
+        return read_facts(connection)
 
 
 def no_session_soon(postgres: EmbeddedPostgres, target: DatabaseTarget) -> bool:

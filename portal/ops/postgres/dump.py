@@ -63,7 +63,6 @@ class DumpFacts:
     """
 
     server_version: str
-    server_major: int
     pg_dump_version: str
     row_counts: dict[str, int]
 
@@ -205,7 +204,6 @@ class DatabaseDump:
         self.stdout = parts.stdout
         self.server = parts.server
         self.facts = parts.facts
-        self.expected_tables = len(parts.tables)
         self.table_names = tuple(table.name for table in parts.tables)
         self.table_bytes = parts.sizes
         self.estimated_bytes = sum(parts.sizes.values())
@@ -253,7 +251,6 @@ class DatabaseDump:
                 raise explain_dump_failure(returncode, self._parts.process.stderr_tail())
             return DumpFacts(
                 server_version=self._parts.server.version,
-                server_major=self._parts.server.major,
                 pg_dump_version=self._parts.tool.version,
                 row_counts=self._row_counts(),
             )

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING
 from psycopg.sql import Identifier
 
 from portal.ops.errors import AccessDeniedError
-from portal.ops.postgres.connection import connect
-from portal.ops.postgres.explained import explained_errors
 
 if TYPE_CHECKING:
     from portal.ops.postgres.connection import Connection
-    from portal.ops.settings.load import DatabaseTarget
 
 _NAMED_IN_MESSAGE = 5
 _READ_ALL_ROLE_SINCE = 14
@@ -53,18 +50,6 @@ class ServerFacts:
     major: int
     size_bytes: int
     in_recovery: bool
-
-
-def inspect_server(target: DatabaseTarget) -> ServerFacts:
-    """Connect to a database and make sure that all of it can be dumped.
-
-    Raises:
-        SourceError: connecting failed, as for `connect`.
-        AccessDeniedError: the user cannot read a table or sequence, or some rows of a table.
-    """
-    with connect(target) as connection, explained_errors(target):
-        check_readable(connection)
-        return read_facts(connection)
 
 
 def read_facts(connection: Connection) -> ServerFacts:

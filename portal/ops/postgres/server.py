@@ -271,11 +271,6 @@ def list_old_databases(target: DatabaseTarget) -> list[OldDatabase]:
     return [OldDatabase(marked=marked, size_bytes=facts.size_bytes) for marked, facts in found if facts]
 
 
-def drop_forced(connection: Connection, name: str) -> None:
-    """Drop a database and end its sessions; does nothing if there is none."""
-    connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
-
-
 def create_like(
     connection: Connection, name: str, model: DatabaseFacts | DatabaseIdentity | None, owner: str
 ) -> tuple[str, ...]:

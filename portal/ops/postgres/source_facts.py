@@ -28,7 +28,7 @@ _IN_EXTENSION: Final[LiteralString] = """
 """
 
 _SIZES: Final = """
-    SELECT pg_database_size(current_database()), (SELECT count(*) FROM pg_largeobject_metadata), pg_is_in_recovery()
+    SELECT pg_database_size(current_database()), (SELECT count(*) FROM pg_largeobject_metadata)
 """
 # Objects of which a restored database must have as many as the source. Not counted: constraints of partitions that
 # follow from their parents', and NOT NULL, which is a constraint since version 18. The server makes these itself.
@@ -130,7 +130,7 @@ def read_source_facts(connection: Connection) -> SourceFacts:
     """Query the facts within the open transaction."""
     row = connection.execute(_SIZES).fetchone()
     assert row is not None
-    size, large_objects, _ = row
+    size, large_objects = row
     identity = read_identity(connection, connection.info.dbname)
     assert identity is not None
     invalid = connection.execute(_INVALID).fetchall()

@@ -26,18 +26,6 @@ def normal_name(text: str) -> str:
     return table_name(*map(_raw, found.groups())) if found else text
 
 
-def split_name(text: str) -> tuple[str, str]:
-    """Schema and table of a name that `table_name` wrote.
-
-    Raises:
-        ValueError: the text is not such a name.
-    """
-    found = _QUALIFIED.fullmatch(text)
-    if found is None:
-        raise ValueError(f"{text!r} is not the name of a table with its schema")
-    return _raw(found[1]), _raw(found[2])
-
-
 def _quoted(part: str) -> str:
     if _PLAIN.fullmatch(part):
         return part

@@ -99,19 +99,6 @@ class Contents:
     entries: tuple[Entry, ...]
 
 
-def read_contents(data: bytes) -> Contents:
-    """Parse the table of contents of a dump.
-
-    Arguments:
-        data: the start of the dump, including the table of contents.
-
-    Raises:
-        CutShortError: more bytes are needed.
-        ValueError: it is no valid dump in the custom format.
-    """
-    return ContentsReader(data).read()
-
-
 class ContentsReader:
     """Parses a table of contents, and continues where it stopped when the data has grown.
 
@@ -126,7 +113,12 @@ class ContentsReader:
         self._count = -1
 
     def read(self) -> Contents:
-        """Parse what has not been parsed yet; raises the errors of `read_contents`."""
+        """Parse what has not been parsed yet.
+
+        Raises:
+            CutShortError: more bytes are needed.
+            ValueError: it is no valid dump in the custom format.
+        """
         complete_to = self._cursor.at
         try:
             if self._count < 0:

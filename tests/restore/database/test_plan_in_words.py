@@ -93,12 +93,6 @@ class TestPlan:
         named = [f"  dojo_before_{number}" for number in range(min(count, 8))]
         assert left == ["Earlier restores have left:", *named, *more]
 
-    def test_newer_tables(self) -> None:
-        """Those of now that the backup does not have, in order; of a backup without counts nothing is known."""
-        found = plan(rows_now={"c": 1, "b": 1, "a": 1}, rows_in_backup={"a": 1, "d": 1})
-        assert found.newer_tables == ("b", "c")
-        assert plan(rows_in_backup={}).newer_tables == ()
-
 
 class TestRows:
     """What was restored, held against the manifest."""

@@ -100,11 +100,6 @@ class DatabasePlan:
     blockers: tuple[OpsError, ...]
     warnings: tuple[str, ...]
 
-    @property
-    def newer_tables(self) -> tuple[str, ...]:
-        """Live tables that the backup does not know."""
-        return tuple(sorted(self.rows_now.keys() - self.rows_in_backup.keys())) if self.rows_in_backup else ()
-
     def lines(self) -> list[str]:
         """The plan in plain words, without blockers and warnings."""
         return [
