@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -82,6 +84,21 @@ class TestPlaces:
         assert scratch_parent(Path("/tmp/a b"), None) == Path("/var/tmp")
         monkeypatch.setattr(scratch, "_suits", lambda *_: False)
         assert scratch_parent(short, None) == Path("/tmp")
+
+    def test_a_repository_that_others_may_pass(self) -> None:
+        """The directory that is made in it is for its owner alone, before and after it is there."""
+        short = Path("/tmp") / f"k{os.getpid()}"
+        short.mkdir(mode=0o755)
+        try:
+            assert scratch_parent(short, NOBODY) == Path(tempfile.gettempdir()).resolve()
+            (short / DIRECTORY).mkdir(mode=0o700)
+            assert scratch_parent(short, NOBODY) == Path(tempfile.gettempdir()).resolve()
+            mine = Owner(os.getuid(), os.getgid(), "mine")
+            assert scratch_parent(short, mine) == short / DIRECTORY
+            (short / DIRECTORY).rmdir()
+            assert scratch_parent(short, mine) == short / DIRECTORY
+        finally:
+            shutil.rmtree(short)
 
     def test_the_servers_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nobody else's where this is not root's process; else postgres or nobody, if there is one."""
@@ -347,6 +364,24 @@ class TestCombining:
             combine._combine(self.program(tmp_path, f"{said}exit 1"), 17, [tmp_path], tmp_path / "data", None)
         assert caught.value.message == f"the base backups cannot be combined: {why}"
         assert caught.value.hint
+
+    @pytest.mark.parametrize(
+        ("reason", "kind", "advice"),
+        [
+            ("No space left on device", DiskFullError, "Make room in "),
+            ("Permission denied", RestoreError, "Look at the disk and the permissions of "),
+            ("Input/output error", RestoreError, "Look at the disk and the permissions of "),
+        ],
+    )
+    def test_the_machine_is_at_fault(
+        self, tmp_path: Path, reason: str, kind: type[RestoreError | DiskFullError], advice: str
+    ) -> None:
+        """Another base backup would not help then."""
+        program = self.program(tmp_path, f"echo 'error: could not open file \"x\": {reason}' >&2; exit 1")
+        with pytest.raises(kind) as caught:
+            combine._combine(program, 17, [tmp_path], tmp_path / "data", None)
+        assert caught.value.message.endswith(reason)
+        assert caught.value.hint.startswith(f"{advice}{tmp_path}")
 
     def test_a_chain_and_one_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """One alone needs no program; of a chain each is unpacked beside the data, and the parts go."""

@@ -6,13 +6,14 @@ combine   run pg_combinebackup on them, as the user of the scratch server
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
-from portal.ops.errors import RestoreError
+from portal.ops.errors import DiskFullError, RestoreError
 from portal.ops.pitr.unpack import unpack_cluster
 from portal.ops.postgres.client_tools import find_same_version
 from portal.ops.runtime.logs import engine_log
@@ -56,6 +57,7 @@ def unpack_bases(
         NotIntactError: an archive is damaged.
         ClientToolError: there is no pg_combinebackup of the server's version.
         RestoreError: the archives cannot be combined.
+        DiskFullError: there is no room for the result.
         OSError: a file cannot be written.
     """
     if len(line) == 1:
@@ -101,7 +103,22 @@ def _combine(program: Path, major: int, places: Sequence[Path], data: Path, owne
     )
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
-        raise RestoreError(
-            f"the base backups cannot be combined: {said[-1]}",
-            hint="Recover to a moment that another base backup leads to, and make a new one.",
+        _raise(said[-1], data.parent)
+
+
+def _raise(said: str, place: Path) -> NoReturn:
+    """Raise an error for the last words of pg_combinebackup: the machine may be at fault, and not the base backups."""
+    if said.endswith((os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))):
+        raise DiskFullError(
+            f"the base backups cannot be combined: {said}",
+            hint=f"Make room in {place}, or set TMPDIR to a directory on a larger disk.",
         )
+    if said.endswith((os.strerror(errno.EACCES), os.strerror(errno.EIO), os.strerror(errno.EROFS))):
+        raise RestoreError(
+            f"the base backups cannot be combined: {said}",
+            hint=f"Look at the disk and the permissions of {place}, then start it again.",
+        )
+    raise RestoreError(
+        f"the base backups cannot be combined: {said}",
+        hint="Recover to a moment that another base backup leads to, and make a new one.",
+    )

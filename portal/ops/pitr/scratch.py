@@ -178,6 +178,8 @@ def _suits(place: Path, owner: Owner | None) -> bool:
     there = place if place.is_dir() else place.parent
     if owner is None:
         return os.access(there, os.W_OK | os.X_OK)
+    if there != place and there.stat().st_uid != owner.uid:
+        return False  # it is going to be accessible to the repository's owner only
     return all(reachable(path, owner) for path in (there, *there.parents))
 
 
