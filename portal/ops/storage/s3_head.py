@@ -10,13 +10,13 @@ import base64
 import binascii
 import hmac
 import http.client
-import ssl
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from portal.ops.errors import StoreUnreachableError
+from portal.ops.storage.connection import open_connection
 from portal.ops.storage.credentials import Credentials, find_credentials, region_of
 from portal.ops.storage.s3_region import bucket_address
 
@@ -55,7 +55,7 @@ class S3Head:
     def __init__(self, endpoint: str, path: str, region: str, credentials: Credentials) -> None:
         parts = urlsplit(endpoint)
         self._host = parts.netloc
-        self._is_plain = parts.scheme == "http"
+        self._endpoint = f"{parts.scheme}://{parts.netloc}"
         self._path = parts.path.rstrip("/") + path
         self._region = region
         self._credentials = credentials
@@ -107,9 +107,7 @@ class S3Head:
         raise AssertionError("unreachable")
 
     def _connect(self) -> http.client.HTTPConnection:
-        if self._is_plain:
-            return http.client.HTTPConnection(self._host, timeout=_SECONDS)
-        return http.client.HTTPSConnection(self._host, timeout=_SECONDS, context=ssl.create_default_context())
+        return open_connection(self._endpoint, _SECONDS)
 
     def _signed(self, path: str) -> dict[str, str]:
         """The headers of a HEAD request for `path`, with the signature."""

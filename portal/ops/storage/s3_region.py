@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import http.client
 import re
-import ssl
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from portal.ops.storage.connection import open_connection
 from portal.ops.storage.credentials import region_of
 
 if TYPE_CHECKING:
@@ -104,14 +104,9 @@ def _place(destination: Destination, signed_for: str, region: str, host: str) ->
 
 def _ask(destination: Destination, environ: Mapping[str, str]) -> _Answer:
     endpoint, path = bucket_address(destination, region_of(destination, environ))
-    parts = urlsplit(endpoint)
-    if parts.scheme == "http":
-        connection = http.client.HTTPConnection(parts.netloc, timeout=_SECONDS)
-    else:
-        context = ssl.create_default_context()
-        connection = http.client.HTTPSConnection(parts.netloc, timeout=_SECONDS, context=context)
+    connection = open_connection(endpoint, _SECONDS)
     try:
-        connection.request("HEAD", f"{parts.path.rstrip('/')}{path}" or "/")
+        connection.request("HEAD", f"{urlsplit(endpoint).path.rstrip('/')}{path}" or "/")
         found = connection.getresponse()
         return _Answer(found.status, found.getheader("x-amz-bucket-region", ""), found.getheader("Location", ""))
     except (OSError, http.client.HTTPException, ValueError):
