@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from worker.errors import BrokerAwayError
     from worker.operations import Operation
 
-NOT_YET: Final = 6
-
 _SLOWEST_LOOK_SECONDS: Final = 0.25
 _QUICKEST_LOOK_SECONDS: Final = 0.02
 _UNATTENDED_SECONDS: Final = 3.0

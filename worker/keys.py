@@ -185,6 +185,8 @@ def _encode(keys: list[Key]) -> bytes:
 
 def _decode(text: bytes) -> tuple[Key, ...]:
     found: list[dict[str, Any]] = json.loads(text)["keys"]
+    if not found:
+        raise ValueError("there is no key")
     return tuple(
         Key(name=str(one["name"]), secret=bytes.fromhex(one["secret"]), retired=one["retired"]) for one in found
     )

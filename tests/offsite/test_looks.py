@@ -44,6 +44,17 @@ class TestLooking:
         config = world.through(wrap) if wrap else world.config()
         return OffsiteVerifyJob(config, clock=lambda: NOW, actor="me").run(name)
 
+    def test_damage_of_many_copies_stays_known(self, world: Offsite) -> None:
+        """All of them are recorded, and stay so while a few others are looked at."""
+        copies = [put_copy(world, day) for day in range(1, 26)]
+        for copy in copies:
+            Put(world.directory / "disk").change(copy, 0, None)
+        self.verify(world)
+        put_copy(world, 26)
+        OffsiteVerifyJob(world.config(), clock=lambda: NOW).run_rotation()
+        ledger = Ledger(Repository(world.config().local_path), world.config().destinations[0])
+        assert sorted(ledger.proof()["verified"]["damaged"]) == sorted(str(copy.stem) for copy in copies)
+
     def test_what_it_says(self, world: Offsite) -> None:
         """Each copy is looked at, recorded with its turn, and has a line in the access log."""
         first, second = put_copy(world, 1), put_copy(world, 2)

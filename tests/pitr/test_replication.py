@@ -10,7 +10,7 @@ import pytest
 
 from portal.ops.errors import BusyError
 from portal.ops.pitr import replication
-from portal.ops.pitr.replication import allow_replication, drop_slot, ensure_slot, hba_name, position
+from portal.ops.pitr.replication import allow_replication, ensure_slot, hba_name, position
 from tests.support.wal_servers import WalPortal, wal_portal
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_sessions_that_create_the_slot_at_once_all_have_it(portal: WalPortal) ->
             created = list(pool.map(race, (one, other, third)))
             assert created.count(True) == 1
             assert position(one, "raced").is_usable
-            drop_slot(portal.target, "raced")
+            one.execute("SELECT pg_drop_replication_slot('raced')")
 
 
 def test_slot_that_is_gone_by_the_time_it_is_dropped(portal: WalPortal) -> None:
@@ -64,7 +64,7 @@ def test_slot_that_is_gone_by_the_time_it_is_dropped(portal: WalPortal) -> None:
 
             assert any(list(pool.map(race, (one, other))))
             assert position(one, "raced").is_usable
-            drop_slot(portal.target, "raced")
+            one.execute("SELECT pg_drop_replication_slot('raced')")
 
 
 def test_lost_slot_that_stays_in_use_is_named(portal: WalPortal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,6 +97,8 @@ def test_what_is_no_file_is_refused(env_file: Path, tmp_path: Path) -> None:
     assert "not a regular file" in refusal(tmp_path / "pipe")
     env_file.write_bytes(b"BACKUP_JOBS=\xff\n")
     assert "UTF-8" in refusal(env_file)
+    env_file.write_bytes(b"BACKUP_JOBS=3\n" + b"#" * 1_000_000)
+    assert "has more than 1,000,000 bytes" in refusal(env_file)
 
 
 def test_a_line_that_makes_no_sense_is_refused(env_file: Path) -> None:

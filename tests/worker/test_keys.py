@@ -92,7 +92,9 @@ def test_a_rotation_waits_only_so_long(tmp_path: Path, monkeypatch: pytest.Monke
             keys.rotate()
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"keys": 7}', '{"keys": [{"name": "a"}]}', '{"keys": [{}]}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"keys": []}', '{"keys": 7}', '{"keys": [{"name": "a"}]}', '{"keys": [{}]}', "\xff"]
+)
 def test_damaged_keys_are_named(tmp_path: Path, text: str) -> None:
     """Invalid data signs nothing and accepts nothing."""
     keys = TaskKeys(tmp_path)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 MOST_TICKS: Final = 6
 """The most labels, which fit on a phone."""
 
-_HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 _STEPS: Final = (
     *(timedelta(minutes=minutes) for minutes in (1, 5, 10, 15, 30)),

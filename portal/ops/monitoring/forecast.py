@@ -42,12 +42,10 @@ class Forecast:
 
     Arguments:
         added_per_day: bytes of new archives on a typical day.
-        trend_per_day: bytes by which that grows from day to day.
         days_left: days until the disk is full; None for more than ten years.
     """
 
     added_per_day: int
-    trend_per_day: float
     days_left: int | None
 
 
@@ -63,7 +61,6 @@ def forecast(usages: Sequence[Usage], *, free: int) -> Forecast | None:
     paces = [_pace(usage) for usage in usages]
     return Forecast(
         added_per_day=sum(usual for usual, _ in paces),
-        trend_per_day=sum(trend for _, trend in paces),
         days_left=_days_left(usages, paces, free),
     )
 

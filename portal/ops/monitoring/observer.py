@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from portal.ops.errors import OpsError
 from portal.ops.model import BackupId, BackupType
-from portal.ops.monitoring import send as messenger
+from portal.ops.monitoring import send
 from portal.ops.repository.access_log import Action
 from portal.ops.runtime.environment import SECRET_NAME
 from portal.ops.runtime.logs import engine_log
@@ -43,10 +43,10 @@ _SERIES: Final = frozenset({Action.VERIFY, Action.OFFSITE_COPY, Action.OFFSITE_V
 
 
 class Observers:
-    """Does what follows.
+    """Writes metrics, sends alerts, and calls the dead-man's URL; called with each entry of the access log.
 
     Arguments:
-        settings: say where metrics go, who gets alerts, which URL to call, and which values are secret.
+        settings: where metrics go, who gets alerts, which URL to call, and which values are secret.
         clock: returns the current time.
     """
 
@@ -92,7 +92,7 @@ class Observers:
             log.warning("observer_failed", reason=type(error).__name__)
 
     @cached_property
-    def _notices(self) -> AlertSender:
+    def _alerts(self) -> AlertSender:
         from portal.ops.monitoring.alerts import AlertSender
 
         return AlertSender(self._settings.local_path, host=socket.gethostname(), tell=self._tell, clock=self._clock)
@@ -111,7 +111,7 @@ class Observers:
             except OpsError as error:
                 log.warning("metrics_unwritten", error=str(error))
         if targets.notify_urls:
-            self._notices.after(entry, status.misses if status else None)
+            self._alerts.after(entry, status.misses if status else None)
 
     def _read(self) -> Status | None:
         """The status, if it is needed and can be read."""
@@ -135,11 +135,11 @@ class Observers:
 
         backup_id = BackupId.parse(entry.subject)
         if backup_id and backup_id.type is BackupType.FULL:
-            messenger.ping(url, failed=is_failure(entry))
+            send.ping(url, failed=is_failure(entry))
 
     def _tell(self, title: str, text: str) -> bool:
         urls = self._settings.targets.notify_urls
-        return urls is not None and messenger.notify(urls, self._scrubbed(title), self._scrubbed(text))
+        return urls is not None and send.notify(urls, self._scrubbed(title), self._scrubbed(text))
 
     def _scrubbed(self, text: str) -> str:
         """The text with all secrets masked, in case another program's error contains one."""

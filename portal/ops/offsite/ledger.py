@@ -247,10 +247,6 @@ class Ledger:
         """Remove the progress of a copy that is complete or given up."""
         self._pending.remove(backup_id)
 
-    def pending_names(self) -> list[str]:
-        """The archives with interrupted copies."""
-        return self._pending.names()
-
     # -- proofs -------------------------------------------------------------------------------------------------------
 
     def proof(self) -> dict[str, Any]:

@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.offsite.verify")
 
 _MOST_DAMAGES: Final = 20
+_MOST_RECORDED: Final = 10_000
+_MOST_FOREIGN: Final = 20
+"""Anyone who can write to the store can put foreign copies there, as many as they like."""
+
 _ROTATION: Final = 7
 _GONE: Final = "it was copied from here, and its commit is gone; if no prune removed it, look for it with --as-of"
 
@@ -383,8 +387,8 @@ class OffsiteVerifyJob:
             "moment": now.isoformat(),
             "level": level.value,
             "copies": len(findings),
-            "damaged": damaged[:_MOST_DAMAGES],
-            "foreign": list(listing.foreign[:_MOST_DAMAGES]),
+            "damaged": damaged[:_MOST_RECORDED],
+            "foreign": list(listing.foreign[:_MOST_FOREIGN]),
         }
         ledger.note_proof("verified", facts)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Final
@@ -19,7 +18,6 @@ from psycopg.sql import Identifier
 from portal.ops.errors import AccessDeniedError, BusyError, ConfigurationError
 from portal.ops.pitr.lsn import parse_lsn
 from portal.ops.pitr.wal_archive import Cluster
-from portal.ops.postgres.server import maintenance
 from portal.ops.postgres.supported import refuse_old_wal
 
 if TYPE_CHECKING:
@@ -278,12 +276,6 @@ def ensure_slot(connection: Connection, slot: str = SLOT) -> bool:
         f"the replication slot {slot} is lost, and another session holds it",
         hint="End that session with pg_terminate_backend; its pid is active_pid in pg_replication_slots.",
     )
-
-
-def drop_slot(target: DatabaseTarget, slot: str = SLOT) -> None:
-    """Drop the slot, so that the server keeps no WAL for us; does nothing if there is none."""
-    with maintenance(target) as connection, suppress(psycopg.errors.UndefinedObject):
-        connection.execute(_DROP, [slot])
 
 
 def superuser_name(connection: Connection) -> str:

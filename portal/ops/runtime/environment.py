@@ -64,7 +64,7 @@ def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
     try:
         with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
-            content = file.read(_MOST_BYTES) if stat.S_ISREG(status.st_mode) else b""
+            content = file.read(_MOST_BYTES + 1) if stat.S_ISREG(status.st_mode) else b""
     except FileNotFoundError as error:
         if named:
             raise _unusable(
@@ -75,6 +75,8 @@ def read_env_file(environ: Mapping[str, str] | None = None) -> EnvFile:
         hint = f"Run this as a user who may read it, or set {ENV_FILE}={os.devnull} to do without it."
         raise _unusable(path, f"cannot be read: {system_reason(error)}", hint) from None
     _refuse_foreign_hands(path, status)
+    if len(content) > _MOST_BYTES:
+        raise _unusable(path, f"has more than {_MOST_BYTES:,} bytes", f"Name the right file in {ENV_FILE}.")
     from portal.ops.settings.env_format import parse_env_file
 
     try:

@@ -26,7 +26,6 @@ from portal.ops.errors import (
 from portal.ops.settings.destination import Destination, Scheme
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.storage.credentials import find_credentials, region_of
-from portal.ops.storage.s3_region import find_place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -349,8 +348,8 @@ class ObjectStoreBackend:
         is_refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         is_refused |= any(word in said for word in _DENIED)
         may_be_elsewhere = self._is_s3 and (is_refused or not any(word in said for word in (*_FULL, *_AWAY)))
-        if may_be_elsewhere and (place := find_place(self._destination, self._environ, said)):
-            return StorageError(f"the bucket {self._destination.place} is {place.message}", hint=place.hint)
+        if may_be_elsewhere and (elsewhere := self._elsewhere(said)):
+            return elsewhere
         if is_refused:
             locked = "it is locked, or " if any(word in said for word in _LOCKED) else ""
             return StoreDeniedError(
@@ -364,6 +363,15 @@ class ObjectStoreBackend:
                 f"{self.shown} does not answer: {_brief(said)}", hint="Look at the network and at the store itself."
             )
         return StorageError(f"{what} cannot be used: {_brief(said)}", hint="Look at the store itself.")
+
+    def _elsewhere(self, said: str) -> StorageError | None:
+        """The error for a bucket in another region or at another endpoint, or None."""
+        from portal.ops.storage.s3_region import find_place  # imported late: a fetch needs no HTTP client of Python's
+
+        place = find_place(self._destination, self._environ, said)
+        if place is None:
+            return None
+        return StorageError(f"the bucket {self._destination.place} is {place.message}", hint=place.hint)
 
     def _known(self, said: str, what: str) -> StorageError | None:
         """The error for an answer that has one cause, or None."""

@@ -26,7 +26,6 @@ class OffsiteChecks:
     """The checks of all destinations; none without destinations."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
         self._config = OffsiteConfig.from_settings(settings)
         self._repository = Repository(settings.local_path)
 
