@@ -46,7 +46,7 @@ class OutputFile:
             self._wake.release()
 
     def skip(self, length: int) -> None:
-        """Leave `count` bytes out, for `patch` to fill in later."""
+        """Leave `length` bytes out, for `patch` to fill in later."""
         self.position += length
 
     def patch(self, offset: int, data: Buffer) -> None:

@@ -58,7 +58,7 @@ class ArchiveWriter:
         self.tally = Tally()
 
     def reserve(self, manifest_bytes: int) -> None:
-        """Reserve room at the front for a manifest of at most `size` bytes."""
+        """Reserve room at the front for a manifest of at most `manifest_bytes` bytes."""
         self.reserved = True
         self._manifest_room = frame.padded_bytes(2 * tar.BLOCK + manifest_bytes)
         self._output.leave_room(self._manifest_room, 0)

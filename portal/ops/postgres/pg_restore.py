@@ -104,7 +104,7 @@ _CAUSES: Final = (
     _cause(
         'could not connect to server "',
         RestoreError,
-        "a foreign server that the backup names cannot be reached from the database's server: mend that, or drop it",
+        "a foreign server that the backup names cannot be reached from the database's server: fix that, or drop it",
     ),
     _cause(
         r"does not exist[\s\S]*CONTEXT: +(PL/pgSQL|SQL) function",

@@ -179,7 +179,7 @@ def left_out(connection: Connection) -> list[str]:
         said.append(f"rows of foreign tables are on other servers, and not in the dump: {_some(foreign)}")
     invalid = [table_name(schema, name) for schema, name, is_root in connection.execute(_INVALID) if not is_root]
     if invalid:
-        said.append(f"indexes that are not valid are not in the dump (REINDEX mends them): {_some(invalid)}")
+        said.append(f"indexes that are not valid are not in the dump (REINDEX repairs them): {_some(invalid)}")
     subscriptions = [name for name, is_superuser in connection.execute(_SUBSCRIPTIONS) if not is_superuser]
     if subscriptions:
         said.append(f"only a superuser dumps subscriptions; these are not in the dump: {_some(subscriptions)}")

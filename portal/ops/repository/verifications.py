@@ -14,24 +14,18 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.codec import decode, encode
 from portal.ops.errors import NotIntactError, OpsError, RepositoryError
 from portal.ops.hints import another_archive
-from portal.ops.model import SUFFIX, VerifyLevel
+from portal.ops.model import FORMAT_VERSION, SUFFIX, Component, VerifyLevel
 from portal.ops.repository.records import ENVELOPE, DamagedRecordError, RecordStore
 from portal.ops.repository.sidecar import read_sidecar
 from portal.ops.runtime.logs import engine_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from portal.ops.archive.damage import Damage
-    from portal.ops.repository.repository import Repository
-from typing import TYPE_CHECKING
-
-from portal.ops.model import FORMAT_VERSION, Component
-
-if TYPE_CHECKING:
     from pathlib import Path
 
+    from portal.ops.archive.damage import Damage
     from portal.ops.manifest import Manifest
+    from portal.ops.repository.repository import Repository
 
 log = engine_log("portal.ops.repository.verifications")
 

@@ -39,7 +39,7 @@ _FAULTS: Final = (OpsError, OSError)
 
 @dataclass(frozen=True, kw_only=True)
 class Stuck:
-    """Raised if an interrupted restore can be neither finished nor undone at the moment."""
+    """An interrupted restore that can be neither finished nor undone at the moment."""
 
     record: RestoreRecord
     reason: str
@@ -230,7 +230,7 @@ class RestoreHistory:
             if newer.number > record.number and applied and newer.overlaps(record.parts):
                 raise RestoreError(
                     f"{newer.restore_id} was restored over {record.restore_id}",
-                    hint=f"Take that back first: {Advice.ROLL_BACK.of(newer.restore_id)}.",
+                    hint=f"Roll that back first: {Advice.ROLL_BACK.of(newer.restore_id)}.",
                 )
 
     def check(self, record: RestoreRecord) -> None:

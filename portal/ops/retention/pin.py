@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import ArchiveAbsentError, ConfigurationError
 from portal.ops.repository.access_log import Action, Witness
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = engine_log("portal.ops.retention.pin")
 
-_HOLD_SECONDS = 10.0
+_HOLD_SECONDS: Final = 10.0
 
 
 def pin(

@@ -156,7 +156,7 @@ class _Family:
         return (self._entries[name] for name in (entry.parent, entry.base) if name and name in self._entries)
 
     def _settle(self, name: str) -> None:
-        """Determine the depth and fault of an archive and its ancestors, base first."""
+        """Determine the depth of an archive and its ancestors, base first."""
         path: dict[str, None] = {}
         at: str | None = name
         while at is not None and at in self._entries and at not in self._depths and at not in path:

@@ -223,7 +223,7 @@ class TestFilling:
             'REFRESH MATERIALIZED VIEW "public"."t2"',
         ]
         assert made.warnings == [
-            "materialized view public.t1 is there, and empty: server away; when that is mended: "
+            "materialized view public.t1 is there, and empty: server away; when that is fixed: "
             "REFRESH MATERIALIZED VIEW public.t1"
         ]
         connection.closed = True

@@ -224,7 +224,7 @@ class Filling:
                 if connection.closed:
                     raise
                 self.warnings.append(
-                    f"materialized view {name} is there, and empty: {_reason(error)}; when that is mended: "
+                    f"materialized view {name} is there, and empty: {_reason(error)}; when that is fixed: "
                     f"REFRESH MATERIALIZED VIEW {name}"
                 )
 

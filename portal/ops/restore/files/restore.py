@@ -392,7 +392,7 @@ def discard_rollback_data(target: Path, restore_id: str) -> int:
         if record.state in (FilesState.APPLYING, FilesState.UNDOING):
             raise RestoreError(
                 f"the restore {restore_id} was interrupted",
-                hint=f"Finish it or take it back first: {Advice.FINISH_RESTORE}.",
+                hint=f"Finish it or roll it back first: {Advice.FINISH_RESTORE}.",
             )
         with directory.locked():
             freed = directory.held_bytes()
@@ -440,7 +440,7 @@ def _take_back(directory: RestoreDirectory, record: FilesRecord) -> tuple[FilesR
             _backward(directory, places, tally)
             places.live.sync()
     except OSError as error:
-        raise explained(error, "to take the restore back", directory.root) from error
+        raise explained(error, "to roll the restore back", directory.root) from error
     return directory.advance(record, FilesState.ROLLED_BACK), tally
 
 
