@@ -8,6 +8,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from portal.ops.errors import OpsError, RepositoryError
+from portal.ops.limits import limit_hint, system_errors
 from portal.ops.model import BackupId
 from portal.ops.monitoring.observer import Observers
 from portal.ops.repository.access_log import Outcome as AccessOutcome
@@ -136,7 +137,8 @@ def carry_out(request: TaskRequest) -> Outcome:
     """Execute a task; expected errors become outcomes."""
     try:
         handle: Callable[[TaskRequest], Outcome] = resolve_name(request.operation.handler)
-        return handle(request)
+        with system_errors():
+            return handle(request)
     except OpsError as error:
         return Outcome.of_error(error)
     except OSError as error:
@@ -145,7 +147,8 @@ def carry_out(request: TaskRequest) -> Outcome:
 
 def unusable(error: OSError) -> OpsError:
     """The error for a repository that the worker cannot use."""
+    where = f" ({error.filename})" if error.filename else ""
     return RepositoryError(
-        f"the repository cannot be used: {system_reason(error)} ({error.filename})",
-        hint="Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
+        f"the repository cannot be used: {system_reason(error)}{where}",
+        hint=limit_hint(error) or "Look at BACKUP_LOCAL_PATH, its disk and its owner, as the worker sees them.",
     )

@@ -156,7 +156,7 @@ def test_a_prune_that_fails_on_the_way_is_a_warning(archives: Path, monkeypatch:
         (
             OSError(errno.EIO, "Input/output error", "/there"),
             "old archives were not removed: cannot use /there: input/output error\n"
-            "  hint: Look at the disk and the permissions of the repository; the backup is complete.",
+            "  hint: Look at the disk and the permissions there. The backup is complete.",
         ),
         (KeyboardInterrupt(), "the prune after this backup was stopped; the next one continues it"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,6 +113,46 @@ def test_a_program_that_does_not_work_is_passed_over(tmp_path: Path, debian: Pat
     install(debian / "17/bin", "17.10").write_text("#!/bin/sh\nexit 127\n")
     install(debian / "18/bin", "18.1")
     assert find_client("pg_dump", 17, runner=runner, root=tmp_path, search_path="").major == 18
+
+
+@pytest.mark.parametrize(
+    ("script", "mode", "reason"),
+    [
+        (
+            "#!/bin/sh\necho 'no libpq.so.5' >&2\nexit 127\n",
+            0o755,
+            "no libpq.so.5 (exit code 127)",
+        ),
+        ("#!/bin/sh\necho something else\n", 0o755, "something else (exit code 0)"),
+        ("#!/nowhere/sh\n", 0o755, "cannot run "),
+        ("#!/bin/sh\n", 0o644, "it is not executable, or the directory is closed"),
+    ],
+)
+def test_a_program_that_does_not_work_is_not_called_missing(
+    tmp_path: Path, runner: SystemRunner, script: str, mode: int, reason: str
+) -> None:
+    """Where there is no other, the message has its path and what it says itself."""
+    path = install(tmp_path, "17.10")
+    path.write_text(script)
+    path.chmod(mode)
+    with pytest.raises(ClientToolError) as caught:
+        find_client("pg_dump", 17, runner=runner, bin_dir=tmp_path)
+    assert caught.value.message.startswith(f"{path} does not work: {reason}")
+    assert caught.value.hint.startswith("Run it by hand with --version, as this user; or apt-get install")
+
+
+def test_a_process_that_may_start_no_program_does_not_call_it_missing(tmp_path: Path, runner: SystemRunner) -> None:
+    """The limit is the reason, whatever is installed."""
+    path = install(tmp_path, "17.10")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            find_client("pg_dump", 17, runner=runner, bin_dir=path.parent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_beta_has_a_major_version(tmp_path: Path, debian: Path, runner: SystemRunner) -> None:

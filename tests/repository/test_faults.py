@@ -55,13 +55,22 @@ def test_an_error_of_a_number_alone_has_a_reason() -> None:
 def test_an_error_somewhere_names_the_path_if_the_system_does() -> None:
     """It is of the kind that is asked for, unless a disk is full."""
     found = explain_any(refused(errno.EIO, "/there"), "Do this.")
-    assert (type(found), found.hint) == (RepositoryError, "Do this.")
+    assert (type(found), found.hint) == (RepositoryError, "Look at the disk and the permissions there. Do this.")
     assert found.message.startswith("cannot use /there: ")
     other = explain_any(refused(errno.EIO), "Do this.", kind=StorageError)
     assert type(other) is StorageError
     assert other.message.startswith("the operating system refused: ")
     full = explain_any(refused(errno.ENOSPC), "Do this.", kind=StorageError)
     assert (type(full), full.hint) == (DiskFullError, "Free space on its file system. Do this.")
+    denied = explain_any(refused(errno.EACCES), "Do this.")
+    assert denied.hint.startswith("Run this as root, or as the user whose it is")
+    assert explain_any(refused(errno.EMFILE), "Do this.").hint.endswith("or LimitNOFILE= of the unit. Do this.")
+    assert explain_any(refused(errno.EIO)).hint == "Look at the disk and the permissions there."
+
+
+def test_a_limit_is_no_matter_of_a_disk() -> None:
+    """The hint says what to raise."""
+    assert "ulimit -n" in explain(refused(errno.EMFILE), "cannot read", PATH, hint="H").hint
 
 
 def test_no_room_for_an_archive() -> None:

@@ -108,6 +108,24 @@ class TestAbsence:
             with pytest.raises(RepositoryError, match="is not there"):
                 look()
 
+    def test_a_log_and_restores_are_not_empty_but_wrong(self, config: BackupConfig) -> None:
+        """A log without entries is not called unbroken, and restores are not said to be none."""
+        archives = unmount(config)
+        environ = {"PATH": os.environ["PATH"], "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"], **settings_of(config)}
+        for script, *arguments in (
+            (commands.BACKUP, "audit"),
+            (commands.BACKUP, "audit", "--verify"),
+            (commands.RESTORE, "--rollback", "--list"),
+        ):
+            result, said = commands.done(*arguments, environ=environ, script=script, code=1)
+            assert ABSENT.format(archives) in result["error"]
+            assert "unbroken" not in said
+        archives.rmdir()
+        archives.with_name("volume").rename(archives)
+        result, said = commands.done("audit", "--verify", environ=environ)
+        assert result["entries"]
+        assert "the log is unbroken" in said
+
     def test_a_prune(self, config: BackupConfig) -> None:
         """It fails, also as a dry run."""
         repository = Repository(unmount(config))

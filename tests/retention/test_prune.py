@@ -121,7 +121,7 @@ class TestRemoving:
         (tmp_path / "file").touch()
         result = job(tmp_path / "file").run()
         assert (result.success, result.exit_code) == (False, 1)
-        assert "the archives that are left are complete" in str(result.error)
+        assert "The archives that are left are complete" in str(result.error)
 
     def test_a_prune_that_another_one_is_in_the_way_of(self, repository: Path) -> None:
         """Can be asked before, which changes nothing."""
@@ -172,7 +172,7 @@ class TestRemoving:
         monkeypatch.setattr("portal.ops.retention.prune.prune_wal", refuse)
         result = job(repository).run()
         assert (result.success, len(result.removed)) == (False, 5)
-        assert "the archives that are left are complete" in str(result.error)
+        assert "The archives that are left are complete" in str(result.error)
         end = list(AccessLog(Repository(repository)).entries())[-1]
         assert (end.outcome, end.subject) == (Outcome.FAILED, str(repository))
         assert (end.details["removed"], end.details["bytes"]) == (5, result.freed_bytes)

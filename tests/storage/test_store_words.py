@@ -318,7 +318,6 @@ class TestDirectory:
         [
             (errno.ENOSPC, StoreFullError, "file://{} is full"),
             (errno.EDQUOT, StoreFullError, "file://{} is full"),
-            (errno.EFBIG, StoreFullError, "file://{} is full"),
             (errno.ENOENT, ObjectAbsentError, "there is no file://{}/a"),
             (errno.ENOTDIR, ObjectAbsentError, "there is no file://{}/a"),
             (errno.EACCES, StoreDeniedError, "file://{}/a may not be used: permission denied"),
@@ -328,6 +327,7 @@ class TestDirectory:
             (errno.ESTALE, StoreUnreachableError, "file://{}/a does not answer: stale file handle"),
             (errno.ENOTCONN, StoreUnreachableError, "file://{}/a does not answer: transport endpoint is not connected"),
             (errno.EINVAL, StorageError, "file://{}/a cannot be used: invalid argument"),
+            (errno.EFBIG, StorageError, "file://{}/a cannot be used: file too large"),
         ],
     )
     def test_errors(self, tmp_path: Path, code: int, kind: type[StorageError], message: str) -> None:

@@ -79,6 +79,8 @@ def test_what_was_found_is_kept_logged_and_told(
         assert (line.action, line.subject, line.outcome, line.who) == (Action.VERIFY, name, outcome, "ada")
         assert line.details["level"] == "contents"
         assert line.details["damages"] == len(found.damages)
+        assert ("error" in line.details) is not found.intact
+        assert str(line.details.get("error", "")).startswith(str(found.damages[0]) if found.damages else "")
         assert not events.all
         damage(archives[0])
 

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         for entry in entries:
             lines.say(_entry_line(entry))
     if not entries:
+        place.refuse_absent()
         say(f"{log.path} has no entries yet")
     facts: dict[str, Any] = {"success": True}
     if arguments.verify:

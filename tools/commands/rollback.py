@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _list(job: RestoreJob) -> int:
     restores = job.list_restores()
+    if not restores:
+        job.repository.refuse_absent()
     for line in restore_lines(restores):
         say(line)
     if not restores:

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO, cast
 
 from portal.ops.errors import OpsError
+from portal.ops.limits import limit_hint, system_errors
 from portal.ops.units import printable, system_reason
 from tools.terminal.output import UnwrittenError, hush, print_result, say_error
 from tools.terminal.progress import Bar, BarAwareStream
@@ -53,7 +54,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as set by nohup
             signal.signal(number, _stop)
     try:
-        code = main()
+        with system_errors():
+            code = main()
     except OpsError as error:
         _fail(error)
         code = error.exit_code
@@ -65,7 +67,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except OSError as error:
         code = OpsError.exit_code
         said = f"the operating system refused: {system_reason(error)}"
-        if error.filename is None:
+        if hint := limit_hint(error):
+            _fail(f"{said}\n  hint: {hint}")
+        elif error.filename is None:
             _fail(f"{said}\n  hint: Check the disks, also that of TMPDIR, then start the command again.")
         else:
             said += f" ({printable(str(error.filename), most=None)})"

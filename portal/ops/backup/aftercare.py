@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PRUNE_STOPPED: Final = "the prune after this backup was stopped; the next one continues it"
 _COPY_STOPPED: Final = "the off-site copy after this backup was stopped; the next one continues it"
-_HINT: Final = "Look at the disk and the permissions of the repository; the backup is complete."
+_HINT: Final = "The backup is complete."
 _MOST_NAMED: Final = 3
 
 

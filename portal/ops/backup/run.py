@@ -28,6 +28,7 @@ from portal.ops.backup.walk import identity
 from portal.ops.errors import ConfigurationError, DiskFullError, OpsError, SourceError
 from portal.ops.filesystem.refusals import unreadable
 from portal.ops.hints import Advice
+from portal.ops.limits import system_errors
 from portal.ops.model import BackupId, BackupType, Component, FullUploads, Loss
 from portal.ops.pitr.base_chain import FullBaseNeededError
 from portal.ops.pitr.scratch import sweep_scratch
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 log = engine_log("portal.ops.backup")
 
 _DISK_RESERVE: Final = 64 << 20
-_AGAIN: Final = "Look at the disk and the permissions there, then start the backup again; nothing of this one is left."
+_AGAIN: Final = "Then start the backup again; nothing of this one is left."
 _VARIABLES: Final = {Component.MEDIA: "PORTAL_UPLOAD_DIR", Component.AUDIT_LOGS: "PORTAL_AUDIT_DIR"}
 
 
@@ -126,7 +127,7 @@ class BackupRun:
             around = Around(commands=self.config.commands, runner=self.runner, target=self.config.database)
             around.note(operation="backup", backup_id=backup_id, backup_type=kind.value, actor=self.witness.name)
             try:
-                with within(around):
+                with system_errors(), within(around):
                     result = self._back_up(request, result)
                     around.note(result="succeeded", archive=result.destination_path, components=result.components)
                 result = replace(result, warnings=(*result.warnings, *around.warnings))

@@ -38,6 +38,7 @@ from portal.ops.errors import (
     RepositoryError,
 )
 from portal.ops.hints import Advice
+from portal.ops.limits import system_errors
 from portal.ops.model import CHAINED_VERSION, BackupType, Component, VerifyLevel
 from portal.ops.postgres.connection import connect
 from portal.ops.postgres.dump_contents import SUBSCRIPTIONS
@@ -355,9 +356,10 @@ class DrillJob:
 def _reported(builder: _ResultBuilder) -> Iterator[None]:
     """Turn every error into a part of the report."""
     try:
-        yield
+        with system_errors():
+            yield
     except (OpsError, OSError) as error:
-        fault = error if isinstance(error, OpsError) else explain_any(error, "Look at the disk of the repository.")
+        fault = error if isinstance(error, OpsError) else explain_any(error)
         log.error("drill_failed", error=str(fault))
         if isinstance(fault, NotIntactError) and builder.archive:
             builder.found.damages.append(Damage(what=fault.message))

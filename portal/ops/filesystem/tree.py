@@ -76,7 +76,7 @@ class Tree:
         """The last name of a path, and a descriptor of its directory; valid until the next call.
 
         Arguments:
-            make: create missing directories on the way.
+            make: create missing directories on the way. What root makes is given to the owner of the directory above.
 
         Raises:
             OSError: a directory on the way is missing, or is no directory.
@@ -93,13 +93,17 @@ class Tree:
         descriptor = self._open[known] if known else self._root
         for name in reversed(missing):
             native = name if _IS_UTF8 else _native(name)
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(native, 0o700, dir_fd=descriptor)
-            descriptor = os.open(native, _DIRECTORY, dir_fd=descriptor)
+            above, is_made = descriptor, make and _made(native, above=descriptor)
+            known = f"{known}/{name}" if known else name
+            try:
+                descriptor = os.open(native, _DIRECTORY, dir_fd=above)
+            except OSError as error:
+                error.filename = self.name(known)
+                raise
+            if is_made:
+                give_away(descriptor, os.fstat(above))
             if len(self._open) >= _MOST_OPEN:
                 self.forget()
-            known = f"{known}/{name}" if known else name
             self._open[known] = descriptor
         return descriptor
 
@@ -156,8 +160,12 @@ class Tree:
         finally:
             os.close(descriptor)
 
-    def below(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
-        """Everything below a directory with its `stat` result; a directory precedes its contents."""
+    def below(self, path: str, *, unopened: str = "") -> Iterator[tuple[str, os.stat_result]]:
+        """Everything below a directory with its `stat` result; a directory precedes its contents.
+
+        Arguments:
+            unopened: a directory whose contents are left out.
+        """
         todo = [path]
         while todo:
             directory = todo.pop()
@@ -173,7 +181,7 @@ class Tree:
             for name, what in sorted(found):
                 inner = f"{directory}/{name}" if directory else name
                 yield inner, what
-                if stat.S_ISDIR(what.st_mode):
+                if stat.S_ISDIR(what.st_mode) and inner != unopened:
                     deeper.append(inner)
             todo += reversed(deeper)
 
@@ -246,9 +254,28 @@ def remove_tree(path: Path) -> None:
         tree.remove(path.name)
 
 
+def give_away(descriptor: int, to: os.stat_result) -> None:
+    """Give what root has made to the owner of something else, if the file system has owners.
+
+    Otherwise only root could use it from now on.
+    """
+    if os.geteuid() == 0 and to.st_uid != 0 and os.fstat(descriptor).st_uid == 0:
+        with suppress(OSError):
+            os.fchown(descriptor, to.st_uid, to.st_gid)
+
+
 def portable(name: str) -> str:
     """A name that the system has returned, as archives have it: UTF-8, other bytes as lone surrogates (PEP 383)."""
     return name if _IS_UTF8 else os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def _made(name: str, *, above: int) -> bool:
+    """Create a directory, unless there is something of that name."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=above)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _native(name: str) -> str:

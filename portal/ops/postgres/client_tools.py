@@ -6,6 +6,7 @@ of the server's own major version comes first, then the oldest newer one.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from portal.ops.errors import ClientToolError
+from portal.ops.limits import limit_hint
 from portal.ops.postgres.environment import client_environment
 from portal.ops.runtime.process import run
+from portal.ops.units import first_line, system_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from portal.ops.runtime.process import ProcessRunner
 
@@ -62,17 +65,21 @@ def find_client(
         search_path: the directories searched after those; None means PATH.
 
     Raises:
-        ClientToolError: there is none, or only programs older than the server.
+        ClientToolError: there is none, none that works, or only programs older than the server.
+        OSError: this process may start no program.
     """
-    found = []
+    found: list[ClientTool] = []
+    broken: list[str] = []
     for path in _candidates(program, server_major, bin_dir, root, search_path):
         tool = _probe(path, runner)
-        if tool is not None and tool.major == server_major:
+        if isinstance(tool, ClientTool) and tool.major == server_major:
             return tool
-        if tool is not None:
+        if isinstance(tool, ClientTool):
             found.append(tool)
+        elif os.path.lexists(path):
+            broken.append(f"{path} does not work: {tool}")
     if not found:
-        raise _missing(program, server_major, bin_dir)
+        raise _missing(program, server_major, bin_dir, broken)
     newer = [tool for tool in found if tool.major > server_major]
     if not newer:
         raise _too_old(program, server_major, max(found, key=_by_major), bin_dir)
@@ -116,23 +123,35 @@ def _candidates(
         yield root / place / program
 
 
-def _probe(path: Path, runner: ProcessRunner) -> ClientTool | None:
-    """Ask a program for its version; None if it is not there or does not work."""
+def _probe(path: Path, runner: ProcessRunner) -> ClientTool | str:
+    """Ask a program for its version; the reason if it is not there or does not work."""
     try:
         answer = run(runner, [path, "--version"], environment=client_environment(), timeout_seconds=_VERSION_SECONDS)
-    except (OSError, TimeoutError):
-        return None
+    except FileNotFoundError:
+        return "it is not executable, or the directory is closed"
+    except TimeoutError:
+        return f"it does not tell its version within {_VERSION_SECONDS:g} s"
+    except OSError as error:
+        if limit_hint(error):
+            raise
+        return system_reason(error)
     match = _VERSION.search(answer.stdout)
-    if answer.returncode != 0 or match is None:
-        return None
-    return ClientTool(path=path, version=match[1], major=int(match[2]))
+    if answer.returncode == 0 and match is not None:
+        return ClientTool(path=path, version=match[1], major=int(match[2]))
+    said = first_line(answer.stderr or answer.stdout)
+    return f"{said} (exit code {answer.returncode})"
 
 
 def _by_major(tool: ClientTool) -> int:
     return tool.major
 
 
-def _missing(program: str, server_major: int, bin_dir: Path | None) -> ClientToolError:
+def _missing(program: str, server_major: int, bin_dir: Path | None, broken: Sequence[str]) -> ClientToolError:
+    if broken:
+        return ClientToolError(
+            broken[0],
+            hint=f"Run it by hand with --version, as this user; or {_install_hint(server_major, bin_dir)}",
+        )
     where = "" if bin_dir is None else f" in {bin_dir} (BACKUP_PG_BIN_DIR)"
     return ClientToolError(f"{program} not found{where}", hint=_install_hint(server_major, bin_dir))
 

@@ -8,6 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import DiskFullError, OpsError, RepositoryError
+from portal.ops.limits import limit_hint
 from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ _OWNER: Final = (
 )
 _MAKE: Final = "Make it once, as root: install -d -m 700 -o kekkai -g kekkai {path}"
 _DISK: Final = "Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
+_LOOK: Final = "Look at the disk and the permissions there."
+_WHOSE: Final = "Run this as root, or as the user whose it is: 'ls -ld' shows that."
 _ROOM: Final = "Free space on its file system; nothing of what was being written there is left."
 
 
@@ -36,27 +39,28 @@ def explain(error: OSError, doing: str, path: Path, *, denied: str = "", hint: s
         doing: what was tried, such as ``cannot read``.
         path: the file.
         denied: the hint if the user lacks permission; by default it says to give the directory to that user.
-        hint: the hint for any other reason.
+        hint: the hint for any other reason than a full disk, a missing permission or a limit.
     """
     if is_full(error):
         return DiskFullError(f"{doing} {path}: {_reason(error)}", hint=_ROOM)
     if error.errno in _DENIED:
         return RepositoryError(f"{doing} {path}: {_reason(error)}", hint=denied or owner_hint(path))
-    return RepositoryError(f"{doing} {path}: {_reason(error)}", hint=hint or _DISK)
+    return RepositoryError(f"{doing} {path}: {_reason(error)}", hint=limit_hint(error) or hint or _DISK)
 
 
-def explain_any(error: OSError, hint: str, *, kind: type[OpsError] = RepositoryError) -> OpsError:
+def explain_any(error: OSError, then: str = "", *, kind: type[OpsError] = RepositoryError) -> OpsError:
     """The error for a refused access somewhere in an operation; the operating system may name the path.
 
     Arguments:
-        hint: the hint.
+        then: the end of the hint, after what to do about the disk, the permissions or the limit.
         kind: the class of the error, unless the disk is full.
     """
     what = f"cannot use {os.fsdecode(error.filename)}" if error.filename else "the operating system refused"
     said = f"{what}: {_reason(error)}"
     if is_full(error):
-        return DiskFullError(said, hint=f"Free space on its file system. {hint}")
-    return kind(said, hint=hint)
+        return DiskFullError(said, hint=f"Free space on its file system. {then}".rstrip())
+    first = _WHOSE if error.errno in _DENIED else limit_hint(error) or _LOOK
+    return kind(said, hint=f"{first} {then}".rstrip())
 
 
 def owner_hint(path: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from portal.ops.errors import OpsError, RestoreError
+from portal.ops.limits import system_errors
 from portal.ops.repository.faults import explain_any
 from portal.ops.runtime.logs import engine_log
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 log = engine_log("portal.ops.restore")
 
-_AGAIN: Final = "Look at the disk and the permissions there, then start it again: it goes on, or undoes what was begun."
+_AGAIN: Final = "Then start it again: it goes on, or undoes what was begun."
 
 
 @dataclass(kw_only=True)
@@ -47,7 +48,8 @@ def reported(builder: ResultBuilder) -> Iterator[None]:
     """Turn every error into the result, and add the duration."""
     started = time.monotonic()
     try:
-        yield
+        with system_errors():
+            yield
     except OpsError as error:
         builder.fail(error)
     except OSError as error:

@@ -22,6 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from portal.ops.errors import BusyError, OpsError, RepositoryError
+from portal.ops.limits import system_errors
 from portal.ops.model import FORMAT_VERSION, SIDECAR_SUFFIX, SUFFIX, BackupId, BackupType
 from portal.ops.pitr.prune_wal import prune_wal
 from portal.ops.pitr.scratch import sweep_scratch
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 log = engine_log("portal.ops.retention.prune")
 
-_UNHARMED: Final = "Look at the disk and the permissions of the repository; the archives that are left are complete."
+_UNHARMED: Final = "The archives that are left are complete."
 
 _GROUP: Final = 50
 """How many archives are locked at once: a reader of one of them waits until all are done."""
@@ -199,11 +200,12 @@ class PruneJob:
         builder = _ResultBuilder(dry_run=dry_run)
         fault: OpsError | None = None
         try:
-            self.repository.refuse_another()
-            if dry_run or not self.repository.path.exists():
-                builder.removed += self._decide(builder).removals
-            else:
-                self._prune(builder)
+            with system_errors():
+                self.repository.refuse_another()
+                if dry_run or not self.repository.path.exists():
+                    builder.removed += self._decide(builder).removals
+                else:
+                    self._prune(builder)
         except OpsError as error:
             fault = error
         except OSError as error:

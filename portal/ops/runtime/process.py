@@ -122,8 +122,8 @@ def run(
         process.kill()
 
     timer = threading.Timer(timeout_seconds, expire)
-    timer.start()
     try:
+        timer.start()
         with process.stdout as stream:
             output = stream.read()
         returncode = process.wait()

@@ -18,6 +18,7 @@ from portal.ops.errors import (
     StoreUnreachableError,
 )
 from portal.ops.filesystem.temporary import is_temporary, is_visible, temporary_name
+from portal.ops.limits import limit_hint
 from portal.ops.model import file_time
 from portal.ops.storage.backend import READ_BYTES, StoredObject
 from portal.ops.units import system_reason
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from portal.ops.storage.backend import Data
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _AWAY: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN, errno.ENODEV})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
@@ -173,7 +174,7 @@ class DirectoryBackend:
             )
         if error.errno in _AWAY:
             return StoreUnreachableError(f"{what} does not answer: {reason}", hint="Look at the disk or share.")
-        return StorageError(f"{what} cannot be used: {reason}", hint="Look at the disk or share.")
+        return StorageError(f"{what} cannot be used: {reason}", hint=limit_hint(error) or "Look at the disk or share.")
 
 
 def _write(path: Path, data: Data) -> None:

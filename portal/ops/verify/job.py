@@ -15,6 +15,7 @@ from portal.ops.repository.verifications import Verification, Verifications
 from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.process import ProcessRunner, SystemRunner
 from portal.ops.runtime.progress import Clock, Meter, PathLike, Progress, available_cores, utc_now
+from portal.ops.units import printable
 from portal.ops.verify.verify import Expected, Verifier
 
 if TYPE_CHECKING:
@@ -62,7 +63,11 @@ class VerifyJob:
             seen.subject = archive.name
             with self._locked(archive):
                 (found,) = self.examine([archive.path], VerifyLevel(level))
-            seen.note(Outcome.DONE if found.intact else Outcome.FAILED, damages=len(found.damages))
+            seen.note(
+                Outcome.DONE if found.intact else Outcome.FAILED,
+                damages=len(found.damages),
+                error=None if found.intact else _first(found),
+            )
         return found
 
     def examine(self, paths: Collection[Path], level: VerifyLevel, *, is_alone: bool = False) -> Iterator[Verification]:
@@ -93,6 +98,12 @@ class VerifyJob:
         is_ours = archive.path.parent == self.repository.path and os.access(self.repository.path, os.W_OK)
         with self.repository.shared() if is_ours else nullcontext(), archive_lock(archive.path, self.lock_timeout):
             yield
+
+
+def _first(found: Verification) -> str:
+    """The first damage, for those who see only the access log."""
+    first, more = printable(str(found.damages[0])), len(found.damages) - 1
+    return f"{first}, and {more} more" if more else first
 
 
 def _log(found: Verification) -> None:

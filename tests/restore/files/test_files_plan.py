@@ -335,8 +335,8 @@ class TestRights:
             assert "may not change the directory itself, a, b: " in error.message
             for most, named in (
                 (0, "the directory itself"),
-                (4, "the directory itself"),
-                (5, "the directory itself, a"),
+                (3, "the directory itself"),
+                (4, "the directory itself, a"),
             ):
                 (error,) = obstacles_in(str(public_directory), most=most)
                 assert f"may not change {named}: " in error.message

@@ -155,13 +155,14 @@ class TestRefusals:
         [
             (errno.ENOSPC, DiskFullError, "no space left in /top to do it"),
             (errno.EDQUOT, DiskFullError, "no space left in /top to do it"),
-            (errno.EFBIG, DiskFullError, "no space left in /top to do it"),
             (errno.EACCES, AccessDeniedError, "/top/a may not be changed to do it: permission denied"),
             (errno.EROFS, AccessDeniedError, "/top/a may not be changed to do it: read-only file system"),
             (errno.EINVAL, NotIntactError, "the archive has a name that the file system of /top does not take: "),
             (errno.ENAMETOOLONG, NotIntactError, "the archive has a name that the file system of /top does not take: "),
             (errno.EILSEQ, NotIntactError, "the archive has a name that the file system of /top does not take: "),
             (errno.EXDEV, RestoreError, "the operating system refused to do it in /top: "),
+            (errno.EFBIG, RestoreError, "the operating system refused to do it in /top: file too large"),
+            (errno.EMFILE, RestoreError, "the operating system refused to do it in /top: too many open files"),
         ],
     )
     def test_each_has_its_kind(self, number: int, kind: type[OpsError], says: str) -> None:

@@ -10,6 +10,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from portal.ops.errors import OpsError
+from portal.ops.limits import system_errors
 from portal.ops.repository.faults import explain_any
 
 if TYPE_CHECKING:
@@ -110,11 +111,12 @@ def _bounded(check: Check, seconds: float) -> Finding:
 
 def _look(check: Check) -> Finding:
     try:
-        return check.look()
+        with system_errors():
+            return check.look()
     except OpsError as error:
         return fault(error.message, error.hint)
     except OSError as error:
-        refused = explain_any(error, "Look at its permissions and the disk.")
+        refused = explain_any(error)
         return fault(refused.message, refused.hint)
     except Exception as error:
         # Not the exception's text, which might contain a secret.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from portal.ops.backup.walk import open_root
 from portal.ops.filesystem.tree import GONE, portable
+from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.monitoring.doctor.check import Check, Finding, fault, ok, this_user, warning
 from portal.ops.restore.files.preflight import closed, obstacles_in
 from portal.ops.settings.load import SETTINGS
@@ -124,7 +125,7 @@ def _tree(root: Path | None, variable: str, what: str) -> Finding:
 
 
 def _files(root: Path) -> Iterator[tuple[str, bool]]:
-    """The files of a source, without following links, and whether each can be read."""
+    """The files of a source but for what restores keep, and whether each can be read; no links are followed."""
     tree, file = open_root(root)
     with tree:
         if file is not None:
@@ -138,7 +139,7 @@ def _files(root: Path) -> Iterator[tuple[str, bool]]:
                     for entry in entries:
                         path = f"{directory}/{portable(entry.name)}" if directory else portable(entry.name)
                         if entry.is_dir(follow_symlinks=False):
-                            todo.append(path)
+                            todo += [path] if path != RESTORE_DIRECTORY else []
                         elif not entry.is_symlink():
                             name, above = tree.place(path)
                             yield tree.name(path), os.access(name, os.R_OK, dir_fd=above, follow_symlinks=False)

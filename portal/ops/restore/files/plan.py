@@ -14,6 +14,7 @@ from portal.ops.archive.index import Member, MemberType, encode_name
 from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.filesystem.attributes import IS_ROOT, Attributes
 from portal.ops.filesystem.tree import Tree
+from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.restore.files.changes import OURS, protected_paths
 from portal.ops.restore.files.free_space import room
 from portal.ops.restore.files.name_set import Kind
@@ -176,7 +177,7 @@ class Comparison:
         """Count files, and note those that would be moved aside."""
         count = 0
         settled: set[str] = set()  # directories whose contents stay or move with them
-        for path, found in live.below(""):
+        for path, found in live.below("", unopened=RESTORE_DIRECTORY):
             if path.startswith(OURS):
                 continue
             is_directory = stat.S_ISDIR(found.st_mode)

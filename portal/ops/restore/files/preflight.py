@@ -12,6 +12,7 @@ from portal.ops.filesystem.attributes import Attributes
 from portal.ops.filesystem.fixed import is_fixed
 from portal.ops.filesystem.mounts import read_mounts
 from portal.ops.filesystem.tree import Tree
+from portal.ops.model import RESTORE_DIRECTORY
 from portal.ops.restore.files.changes import OURS, must_stay
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def obstacles_in(top: str, *, most: int, partial: bool = False) -> list[OpsError
             preflight.change("one more")
         else:
             preflight.set_attributes("", found := os.stat(top), Attributes.of(found))
-            for path, found in islice(live.below(""), most):
+            for path, found in islice(live.below("", unopened=RESTORE_DIRECTORY), most):
                 if not path.startswith(OURS) and not stat.S_ISDIR(found.st_mode):
                     preflight.change(path)
         return preflight.obstacles()

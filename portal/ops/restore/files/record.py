@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.codec import decode, encode
 from portal.ops.errors import RestoreError
 from portal.ops.filesystem.attributes import Attributes  # noqa: TC001  (the codec reads the annotations)
-from portal.ops.filesystem.tree import Tree, remove_tree
+from portal.ops.filesystem.tree import Tree, give_away, remove_tree
 from portal.ops.filesystem.xattrs import drop_default_list
 from portal.ops.hints import Advice
 from portal.ops.model import RESTORE_DIRECTORY, Component
@@ -138,6 +138,25 @@ class RestoreDirectory:
         for path in (self.path.parent, self.path, *(self.path / part for part in _PARTS)):
             path.mkdir(mode=0o700, exist_ok=path == self.path.parent)
             drop_default_list(str(path))
+        owner = os.stat(self.root)
+        for place in (self.path / "rollback", self.path / "kept"):
+            _give(place, owner)
+
+    def hand_over(self) -> None:
+        """Give the directory of a restore that is in place to the owner of the tree.
+
+        Root made it closed to everybody else, so that nobody could change the stage. From now on the owner restores,
+        rolls back and discards as well.
+        """
+        owner = os.stat(self.root)
+        if os.geteuid() != 0 or owner.st_uid == 0:
+            return
+        with Tree(str(self.path / "stage")) as stage:
+            for path, found in stage.below(""):
+                if stat.S_ISDIR(found.st_mode):
+                    give_away(stage.directory(path), owner)
+        for place in (self.path / "stage", self.journal, self.path / _RECORD, self.path, self.path.parent):
+            _give(place, owner)
 
     @contextmanager
     def places(self) -> Iterator[Places]:
@@ -174,3 +193,11 @@ class RestoreDirectory:
         """The bytes of content that it holds."""
         with Tree(str(self.path)) as tree:
             return sum(found.st_size for _, found in tree.below("") if not stat.S_ISDIR(found.st_mode))
+
+
+def _give(path: Path, owner: os.stat_result) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        give_away(descriptor, owner)
+    finally:
+        os.close(descriptor)

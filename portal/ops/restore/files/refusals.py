@@ -9,6 +9,7 @@ from typing import Final
 from portal.ops.errors import AccessDeniedError, DiskFullError, NotIntactError, OpsError, RestoreError
 from portal.ops.filesystem.attributes import IS_ROOT
 from portal.ops.hints import Advice
+from portal.ops.limits import limit_hint
 from portal.ops.units import system_reason
 
 
@@ -40,10 +41,11 @@ def explained(error: OSError, doing: str, top: str) -> OpsError:
     name = f" ({path})" if path else ""
     return RestoreError(
         f"the operating system refused {doing} in {top}: {reason}{name}",
-        hint="Look at the disk and its mounts: everything below the directory must be on one file system.",
+        hint=limit_hint(error)
+        or "Look at the disk and its mounts: everything below the directory must be on one file system.",
     )
 
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED: Final = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
 _NAMES: Final = frozenset({errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ})

@@ -316,7 +316,9 @@ class FileRestore:
                 record = directory.advance(record, FilesState.APPLYING, figures=figures)  # live data changes now
             _forward(directory, places)
             places.live.sync()
-        return directory.advance(record, FilesState.APPLIED)
+        record = directory.advance(record, FilesState.APPLIED)
+        directory.hand_over()
+        return record
 
     def _changes(self, places: Places, record: FilesRecord) -> Changes:
         return Changes(
