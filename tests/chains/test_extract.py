@@ -115,6 +115,12 @@ class TestWriting:
         assert found.st_blocks * 512 < size
         assert os.listdir(tmp_path) == ["out"]
 
+    @pytest.mark.parametrize("name", ["a" * 255, "é" * 127])
+    def test_the_longest_names(self, name: str, tmp_path: Path) -> None:
+        """A file whose name leaves no room for more letters is written like any other."""
+        write_file(iter([memoryview(b"one")]), self.member, str(tmp_path / name))
+        assert os.listdir(tmp_path) == [name]
+
     def test_it_is_not_written_at_all(self, tmp_path: Path) -> None:
         """Where its content is damaged; what was there stays."""
         (tmp_path / "out").write_text("another")
