@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from portal.ops.errors import NotIntactError
-from portal.ops.offsite.commit import Commit, Segment, WalStart
+from portal.ops.offsite.commit import MOST_BYTES, Commit, Segment, WalStart
 from portal.ops.offsite.layout import Stem, parse_stem, segment_bytes_for, stem_of_commit
 from portal.ops.offsite.ledger import CopyRecord
 from portal.ops.offsite.listing import listed
@@ -207,7 +207,20 @@ class TestNames:
     )
     def test_segments_for_a_rate(self, rate: int, size: int) -> None:
         """Four seconds of it, with a least and a most; without a limit the most."""
-        assert segment_bytes_for(rate) == size
+        assert segment_bytes_for(rate, 1000) == size
+
+    @pytest.mark.parametrize("size", [1, 50 << 30, 500_000_000_000, 10 << 40, 40 << 40])
+    @pytest.mark.parametrize("rate", [0, 1, 1_000_000])
+    def test_segments_of_a_large_archive(self, rate: int, size: int) -> None:
+        """However slow the line is, the commit can be read back, and the names of segments have five digits."""
+        each = segment_bytes_for(rate, size)
+        count = -(-size // each)
+        last = STEM.segment(count - 1, encrypted=True)
+        assert last.startswith(f"{STEM}/{count - 1:05d}.")
+        assert len(last) == len(STEM.segment(0, encrypted=True))
+        segments = (Segment(each + 100_000, "b" * 64),) * count
+        commit = replace(COMMIT, archive_size=size, segment_bytes=each, segments=segments)
+        assert len(commit.encode()) <= MOST_BYTES
 
 
 class TestRecord:

@@ -210,10 +210,17 @@ class TestCopy:
         ]
         assert entry.details["destination"] == f"file://{offsite.directory}/disk"
 
+    def test_a_large_archive_gets_large_segments(self, offsite: Offsite, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A copy has no more segments than its commit can list, and comes back as it was."""
+        monkeypatch.setattr("portal.ops.offsite.layout.MOST_SEGMENTS", 2)
+        offsite.copied()
+        assert len([name for name in offsite.names() if name.endswith(".age")]) == 2
+        assert offsite.elsewhere().fetch("latest").read_bytes() == archive_of(offsite).read_bytes()
+
     def test_a_slow_line_gets_small_segments(self) -> None:
         """Where the rate is limited, no burst is longer than a few seconds of it."""
-        assert segment_bytes_for(1_000_000) == 4_000_000
-        assert segment_bytes_for(1000) == 1 << 20
+        assert segment_bytes_for(1_000_000, 0) == 4_000_000
+        assert segment_bytes_for(1000, 0) == 1 << 20
 
 
 class TestInterrupted:

@@ -18,6 +18,9 @@ SEGMENT_BYTES: Final = 64 << 20
 """The bytes of the archive in each segment but the last."""
 
 LEAST_SEGMENT_BYTES: Final = 1 << 20
+MOST_SEGMENTS: Final = 50_000
+"""The most segments of a copy: a commit that lists more could not be read back, and their names would not sort."""
+
 WAL: Final = "wal/"
 
 _COMMIT: Final = re.compile(r"(.+?)(?:\.([1-9]\d{0,4}))?\.json")
@@ -67,13 +70,13 @@ def stem_of_commit(name: str) -> Stem | None:
     return parse_stem(name.removesuffix(".json")) if name.endswith(".json") else None
 
 
-def segment_bytes_for(rate: int) -> int:
+def segment_bytes_for(rate: int, size: int) -> int:
     """The bytes of the archive in each segment: fewer for a limited rate, so that bursts stay short.
 
     Arguments:
         rate: bytes per second; 0 for no limit.
+        size: the size of the archive, of which there are never more than `MOST_SEGMENTS`.
     """
-    if not rate:
-        return SEGMENT_BYTES
     seconds = 4
-    return max(LEAST_SEGMENT_BYTES, min(SEGMENT_BYTES, rate * seconds))
+    wanted = max(LEAST_SEGMENT_BYTES, min(SEGMENT_BYTES, rate * seconds)) if rate else SEGMENT_BYTES
+    return max(wanted, -(-size // MOST_SEGMENTS))

@@ -131,7 +131,7 @@ class Sender:
             pending = None
         while True:
             if pending is None:
-                pending = self._start(entry.name, digest, again=again)
+                pending = self._start(entry.name, digest, entry.size, again=again)
             try:
                 return self._send(archive, entry, pending)
             except TakenError as taken:
@@ -277,7 +277,7 @@ class Sender:
             return None
         return pending
 
-    def _start(self, backup_id: str, digest: str, *, again: bool) -> _Pending:
+    def _start(self, backup_id: str, digest: str, size: int, *, again: bool) -> _Pending:
         """A new copy, under a stem without any objects."""
         for generation in range(_MOST_STEMS):
             stem = Stem(backup_id, generation)
@@ -286,7 +286,7 @@ class Sender:
                     backup_id=backup_id,
                     generation=generation,
                     archive_sha256=digest,
-                    segment_bytes=segment_bytes_for(self.rate),
+                    segment_bytes=segment_bytes_for(self.rate, size),
                     recipients=self.recipients,
                 )
                 self._save(pending)
