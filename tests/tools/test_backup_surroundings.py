@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,30 @@ class TestSurroundings:
     def test_a_strange_environment_does_no_harm(self, files: dict[str, str], variable: str) -> None:
         """Variables that are meant for other Pythons, or are invalid, do not stop a backup."""
         assert run("media", environ=files | {variable: "/nonexistent"}).returncode == 0
+
+    @pytest.mark.parametrize("mask", ["0", "0277", "0777"])
+    def test_any_umask(self, files: dict[str, str], mask: str) -> None:
+        """What is made is its owner's to read and write, and nobody else's."""
+        for kind in (["media"], ["pin", "latest", "--reason", "umask"]):
+            command = ["/bin/sh", "-c", f'umask {mask}; exec "$0" "$@"', str(BACKUP), *kind]
+            subprocess.run(command, env=files, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        repository = Path(files["BACKUP_LOCAL_PATH"])
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in (repository, *repository.rglob("*")) if path.is_dir()}
+        assert modes == {0o700}
+        modes = {stat.S_IMODE(path.stat().st_mode) for path in repository.rglob("*") if path.is_file()}
+        assert modes == {0o600}
+
+    def test_a_current_directory_that_is_gone(self, files: dict[str, str], tmp_path: Path) -> None:
+        """A backup needs none; who asks for a file in it is told why there is none."""
+        gone = tmp_path / "gone"
+        for arguments, code in ((["media"], 0), (["report"], 1)):
+            gone.mkdir()
+            command = ["/bin/sh", "-c", 'rmdir "$PWD"; exec "$0" "$@"', str(BACKUP), *arguments]
+            ended = subprocess.run(
+                command, env=files, cwd=gone, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            )
+            assert ended.returncode == code, ended.stderr
+            assert ("The current directory is gone" in ended.stderr) is (code == 1)
 
     def test_no_environment_at_all(self, files: dict[str, str]) -> None:
         """Started with hardly a variable, as by systemd, it works."""

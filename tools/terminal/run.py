@@ -27,6 +27,7 @@ EXIT_CODES: Final = """exit codes:
   6 not done yet: no worker, no broker, or not in time"""
 
 _STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ADRIFT: Final = "The current directory is gone: change to another one"
 _TOLD_IN_THE_END: Final = frozenset(
     {"backup_failed", "restore_failed", "prune_failed", "drill_failed", "archive_damaged"}
 )
@@ -50,6 +51,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """Run a command to its end."""
     show_commands()
     _open_standard_streams()
+    os.umask(os.umask(0o077) & 0o077)  # whatever others may not do, the owner of what is made may
     for number in _STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored, as set by nohup
             signal.signal(number, _stop)
@@ -70,7 +72,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         if hint := limit_hint(error):
             _fail(f"{said}\n  hint: {hint}")
         elif error.filename is None:
-            _fail(f"{said}\n  hint: Check the disks, also that of TMPDIR, then start the command again.")
+            first = "Check the disks, also that of TMPDIR" if _has_directory() else _ADRIFT
+            _fail(f"{said}\n  hint: {first}, then start the command again.")
         else:
             said += f" ({printable(str(error.filename), most=None)})"
             _fail(f"{said}\n  hint: Check that file, its permissions and its disk, then start the command again.")
@@ -138,6 +141,15 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115  (as long as the process)
+
+
+def _has_directory() -> bool:
+    """True if the current directory is still there."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def _fail(error: OpsError | str) -> None:
