@@ -165,6 +165,21 @@ def test_database_alone_needs_no_uploads(environ: dict[str, str], moment: dateti
     assert [name.partition("_")[0] for name in fetched] == ["WAL", "base"]
 
 
+def test_uploads_are_not_fetched_for_a_database_that_cannot_be_recovered(
+    environ: dict[str, str], moment: datetime, tmp_path: Path
+) -> None:
+    """Only uploads have copies. Nobody is asked for the identity; the plan says what is missing."""
+    (tmp_path / "disk").mkdir()
+    changes = {"BACKUP_OFFSITE_URLS": f"file://{tmp_path}/disk", "BACKUP_OFFSITE_TYPES": "media"}
+    here = OffsiteConfig.from_settings(load_settings(environ | changes, read_text))
+    assert CopyJob(here, RetentionPolicy()).run().success
+    settings = elsewhere(environ, tmp_path, **changes, BACKUP_ENCRYPTION_IDENTITY_FILE="")
+    assert moment_at_hand(settings, moment.isoformat(), RestoreScope.FULL) == ()
+    error = RestoreJob(RestoreConfig.from_settings(settings)).restore_at(moment.isoformat()).error
+    assert error
+    assert error.startswith("there is nothing to recover to a moment from")
+
+
 def test_without_the_identity_it_says_so(environ: dict[str, str], moment: datetime, tmp_path: Path) -> None:
     """Copies that are encrypted need the secret key."""
     settings = elsewhere(environ, tmp_path, BACKUP_ENCRYPTION_IDENTITY_FILE="")

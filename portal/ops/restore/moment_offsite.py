@@ -30,7 +30,7 @@ from portal.ops.runtime.logs import engine_log
 from portal.ops.runtime.progress import utc_now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
 
     from portal.ops.offsite.commit import Commit
@@ -93,7 +93,7 @@ def moment_at_hand(
     faults: list[OpsError] = []
     lacks_database = RestoreScope.DATABASE in parts and not is_here(RestoreScope.DATABASE)
     wal = ["WAL"] if lacks_database and _brought_wal(repository, settings, faults) else []
-    bringers = (_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations)
+    bringers = [_Bringer(settings=settings, fetcher=fetcher, destination=one) for one in destinations]
     brought = _brought(bringers, moment, parts, is_here, wal, faults)
     _raise_first([] if all(map(is_here, parts)) else faults, repository, moment)
     return brought
@@ -131,27 +131,31 @@ def _brought_wal(repository: Repository, settings: Settings, faults: list[OpsErr
 
 
 def _brought(
-    bringers: Iterable[_Bringer],
+    bringers: Sequence[_Bringer],
     moment: datetime,
     parts: tuple[RestoreScope, ...],
     is_here: Callable[[RestoreScope], bool],
     fetched: list[str],
     faults: list[OpsError],
 ) -> tuple[str, ...]:
-    """Try one destination after the other until nothing is missing; return what was fetched.
+    """Try one destination after the other until a part is here; return what was fetched.
+
+    Uploads, which may be large, are not fetched for a database that cannot be recovered.
 
     Arguments:
         fetched: what was fetched before; likewise the `faults`.
     """
-    for bringer in bringers:
-        lacking = [part for part in parts if not is_here(part)]
-        if not lacking:
+    for part in parts:
+        for bringer in bringers:
+            if is_here(part):
+                break
+            try:
+                fetched.extend(bringer.bring(moment, part, is_here, faults))
+            except OpsError as error:
+                faults.append(error)
+                log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
+        if not is_here(part):
             break
-        try:
-            fetched.extend(bringer.bring(moment, lacking, is_here, faults))
-        except OpsError as error:
-            faults.append(error)
-            log.warning("moment_not_fetched", destination=bringer.destination.shown, error=error.message)
     return tuple(fetched)
 
 
@@ -179,14 +183,14 @@ class _Bringer:
     def bring(
         self,
         moment: datetime,
-        parts: Sequence[RestoreScope],
+        part: RestoreScope,
         is_here: Callable[[RestoreScope], bool],
         faults: list[OpsError],
     ) -> Iterator[str]:
         """Fetch one piece after the other until nothing is missing; yield each piece.
 
         Arguments:
-            parts: what is missing.
+            part: what is missing.
             faults: receives errors of pieces that another piece may replace.
         """
         config = OffsiteConfig.from_settings(self.settings)
@@ -196,17 +200,16 @@ class _Bringer:
         finally:
             backend.close()
         commits = sorted(listing.newest().values(), key=lambda commit: commit.moment, reverse=True)
-        for part in parts:
-            choose = _bases if part is RestoreScope.DATABASE else _uploads
-            for names in choose(commits, moment):
-                if is_here(part):
-                    break
-                for name in names:
-                    try:
-                        yield from self.fetcher.run(name).fetched
-                    except NotIntactError as error:  # an older one may be intact
-                        faults.append(error)
-                        log.warning("moment_not_fetched", archive=name, error=error.message)
+        choose = _bases if part is RestoreScope.DATABASE else _uploads
+        for names in choose(commits, moment):
+            if is_here(part):
+                break
+            for name in names:
+                try:
+                    yield from self.fetcher.run(name).fetched
+                except NotIntactError as error:  # an older one may be intact
+                    faults.append(error)
+                    log.warning("moment_not_fetched", archive=name, error=error.message)
 
 
 def _bases(commits: Sequence[Commit], moment: datetime) -> list[list[str]]:
