@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from portal.ops.offsite.ledger import CopyRecord, Ledger
 from portal.ops.repository.access_log import Action, Outcome
 from tests.support.commands import answer, run
 from tests.support.histories import NOW, History
+from tests.support.unprivileged import NOBODY
 from tools.report import charts
 from tools.report.axis import Axis
 from tools.report.page import page
@@ -281,6 +283,21 @@ class TestCommand:
         assert [path.name for path in out.iterdir()] == ["report.html"]
         assert answer(ended)["size_bytes"] == (out / "report.html").stat().st_size
         assert (out / "report.html").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize(("mode", "kept"), [(0o640, 0o640), (0o666, 0o666), (0o755, 0o644)])
+    def test_those_who_could_read_it_can_read_the_next_one(
+        self, history: History, tmp_path: Path, mode: int, kept: int
+    ) -> None:
+        """Its mode and its group are set once, and not each night."""
+        path = tmp_path / "report.html"
+        path.touch()
+        path.chmod(mode)
+        group = NOBODY if os.geteuid() == 0 else os.getegid()
+        os.chown(path, -1, group)
+        assert run("report", "--output", str(path), environ=self.environ(history)).returncode == 0
+        found = path.stat()
+        assert found.st_size > 0
+        assert (stat.S_IMODE(found.st_mode), found.st_gid) == (kept, group)
 
     def test_it_goes_to_standard_output(self, history: History) -> None:
         """So that it leaves a container that writes nothing."""

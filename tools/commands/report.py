@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +55,7 @@ def _write(path: str, data: bytes) -> None:
     temporary = os.path.join(os.path.dirname(path), temporary_name(os.path.basename(path)))
     try:
         with open(temporary, "xb") as file:
-            os.fchmod(file.fileno(), 0o600)
+            _show_to_the_same(file.fileno(), path)
             file.write(data)
         os.replace(temporary, path)
     except OSError as error:
@@ -63,3 +64,18 @@ def _write(path: str, data: bytes) -> None:
         raise ConfigurationError(
             f"cannot write {path}: {system_reason(error)}", hint="Choose another place with --output FILE."
         ) from error
+
+
+def _show_to_the_same(descriptor: int, path: str) -> None:
+    """Let those read a report who could read the one before it; a first one is for its owner alone."""
+    try:
+        before = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        before = None
+    os.fchmod(descriptor, 0o600)
+    if before is not None and stat.S_ISREG(before.st_mode):
+        try:
+            os.fchown(descriptor, before.st_uid if os.geteuid() == 0 else -1, before.st_gid)
+        except PermissionError:
+            return  # this user is not in that group, so nobody else gets to see it
+        os.fchmod(descriptor, stat.S_IMODE(before.st_mode) & 0o666)
