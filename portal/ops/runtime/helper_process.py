@@ -1,7 +1,8 @@
 """Helper processes: the same Python in another process, which reads messages from its standard input.
 
 One process runs Python on one core only. Helpers work under every kind of Celery pool; multiprocessing does not. A
-helper ends when its standard input does, so none stays long after its parent was killed.
+helper ends when its standard input does, so none stays long after its parent was killed; if it is just answering then,
+it ends by SIGPIPE, without a word.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _PIPE_BYTES: Final = 1 << 20
 _END_SECONDS: Final = 60.0
 # Otherwise glibc returns the memory of each frame to the kernel, which clears it again for the next one.
 _ALLOCATOR: Final = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+
+
+_PROGRAM: Final = "import signal; signal.signal(signal.SIGPIPE, signal.SIG_DFL); from {} import main; main()"
 
 
 class Helper(NamedTuple):
@@ -41,7 +45,7 @@ def start_helper(entry: str, *arguments: str, descriptors: Sequence[int] = ()) -
     # -P removes the current directory from the path; our path is passed on, so that the helper finds the same modules.
     environment = {**os.environ, **_ALLOCATOR, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", f"from {entry} import main; main()", *arguments],
+        [sys.executable, "-P", "-c", _PROGRAM.format(entry), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
