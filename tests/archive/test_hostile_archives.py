@@ -14,7 +14,7 @@ import pytest
 
 from portal.ops.archive.links import leads_out
 from portal.ops.archive.open import open_archive
-from portal.ops.errors import DiskFullError, NotIntactError
+from portal.ops.errors import DiskFullError, NotIntactError, RestoreError
 from portal.ops.model import RESTORE_DIRECTORY, Component
 from portal.ops.restore.files.name_set import Kind, Names
 from portal.ops.restore.files.restore import FileRestore
@@ -291,10 +291,11 @@ def test_limit_on_file_sizes_leaves_nothing_behind(target: Path, tmp_path: Path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
     try:
-        with pytest.raises(DiskFullError):
+        with pytest.raises(RestoreError, match="file too large") as caught:
             restore(target).stage_from(open_archive(archive), 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "ulimit -f" in caught.value.hint
     assert tree_on_disk(target) == before
 
 
