@@ -241,6 +241,23 @@ class TestCopying:
         copier.copy(writer)
         assert (sorted(self.stored(store)), copier._unread_files()) == ([name(1), name(2), "cluster"], "")
 
+    @pytest.mark.parametrize("damaged", [b"", b"\x1f\x8b", bytes(range(64))], ids=["empty", "cut", "overwritten"])
+    def test_a_damaged_file_keeps_no_other_back(self, archive: WalArchive, store: Path, damaged: bytes) -> None:
+        """As fsck leaves one; the fault names it, and the copying goes on."""
+        for number in (1, 2):
+            archive.take(name(number), deflate(bytes([number])), covered=None, until=None)
+        bad = archive.stored(name(1))
+        good = bad.read_bytes()
+        bad.write_bytes(damaged)
+        copier, writer = self.copier(archive, store), self.writer(store)
+        copier.copy(writer)
+        assert copier._unread_files().startswith(f"{bad} has a gzip header that is not ours")
+        assert sorted(self.stored(store)) == [name(2), "cluster"]
+        bad.write_bytes(good)
+        copier._unread[name(1)] = "", 0.0  # the minute is over
+        copier.copy(writer)
+        assert (sorted(self.stored(store)), copier._unread_files()) == ([name(1), name(2), "cluster"], "")
+
     def test_what_is_there(self) -> None:
         """Parts are left out, and the oldest counts without its timeline."""
         names = [f"wal/7/{file}.0123456789abcdef.gz.age" for file in (name(5), f"{name(3)}+0-9", "cluster")]

@@ -8,7 +8,8 @@ Every object is a gzip file inside an age file; gunzip reads it. A comment in th
 moments it covers, and once the repository has a key, has a signature of that, the name and the content. Names depend on
 the content, so nothing is sent twice and nothing is overwritten.
 
-A file that cannot be read keeps no other one on the machine: a base backup after it needs the WAL that follows.
+A file that is damaged or cannot be read keeps no other one on the machine: a base backup after it needs the WAL that
+follows.
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from portal.ops.errors import OpsError
+from portal.ops.errors import NotIntactError, OpsError
 from portal.ops.pitr.lsn import PARTIAL, parse_history_name
 from portal.ops.pitr.wal_archive import DIRECTORY, SUFFIX, WalArchive
-from portal.ops.pitr.wal_objects import CLUSTER, deflate, parse_object, place_in_wal, with_comment, with_signature
+from portal.ops.pitr.wal_objects import (
+    CLUSTER,
+    check_header,
+    deflate,
+    parse_object,
+    place_in_wal,
+    with_comment,
+    with_signature,
+)
 from portal.ops.repository.faults import explain
 from portal.ops.runtime.logs import engine_log
 
@@ -173,31 +182,39 @@ class WalCopier:
             content = self._read(archive.stored(file.name), file.name)
             if content is None:
                 continue
-            if parse_history_name(file.name):
-                content = deflate(content)
             told = {"covered": _text(file.covered), "until": _text(file.until)}
             self._store(archive, writer, file.name, content, told)
             self._sent.add(file.name)
             self._sent_to.pop(file.name, None)
 
     def _read(self, path: Path, name: str) -> bytes | None:
-        """The content of a file, or None if it cannot be read, which is tried again after a minute, or was removed."""
+        """A file as a gzip file; None if it was removed, or is damaged or cannot be read: then again after a minute."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:  # a prune has removed it since the index was read
             self._unread.pop(name, None)
             return None
         except OSError as error:
-            reason = str(explain(error, "cannot read", path))
-            if name not in self._unread:
-                log.error("wal_copy_failed", name=name, destination=self._shown, error=reason)
-            self._unread[name] = reason, time.monotonic() + _READ_AGAIN_SECONDS
+            self._skip(name, explain(error, "cannot read", path))
+            return None
+        if parse_history_name(name):
+            content = deflate(content)
+        try:
+            check_header(content, str(path))
+        except NotIntactError as error:
+            self._skip(name, error)
             return None
         self._unread.pop(name, None)
         return content
 
+    def _skip(self, name: str, error: OpsError) -> None:
+        reason = str(error)
+        if name not in self._unread:
+            log.error("wal_copy_failed", name=name, destination=self._shown, error=reason)
+        self._unread[name] = reason, time.monotonic() + _READ_AGAIN_SECONDS
+
     def _unread_files(self) -> str:
-        """The fault while files cannot be read; empty if there are none."""
+        """The fault while files are damaged or cannot be read; empty if there are none."""
         return next((reason for reason, _ in self._unread.values()), "")
 
     def _oldest_there(self, archive: WalArchive, writer: ObjectWriter) -> str:

@@ -25,6 +25,7 @@ _SEGMENT_NAME: Final = re.compile(r"[0-9A-F]{24}")
 _TIMELINE_DIGITS: Final = 8
 _HEADER: Final = b"\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\xff"
 _HEADER_BYTES: Final = 10
+_PLAIN: Final = _HEADER[:3] + b"\0"
 _COMMENT_FLAG: Final = 0x10
 _GZIP: Final = 31
 _PURPOSE: Final = b"kekkai-backup WAL object"
@@ -102,10 +103,23 @@ def inflate(data: bytes, most: int) -> bytes:
     return inflated
 
 
+def check_header(content: bytes, name: str = "a WAL file") -> None:
+    """Check that a gzip file has a header like those of `deflate`, which have no optional fields.
+
+    Raises:
+        NotIntactError: it has not.
+    """
+    if len(content) < _HEADER_BYTES or not content.startswith(_PLAIN):
+        raise NotIntactError(f"{name} has a gzip header that is not ours", hint="Look at the repository's disk.")
+
+
 def with_comment(content: bytes, told: dict[str, Any]) -> bytes:
-    """Add a comment to the header of one of our gzip files, which has no other optional fields."""
-    if content[3] != 0:
-        raise NotIntactError("a WAL file has a gzip header that is not ours", hint="Look at the repository's disk.")
+    """Add a comment to the header of one of our gzip files.
+
+    Raises:
+        NotIntactError: the header is not ours.
+    """
+    check_header(content)
     comment = json.dumps(told, separators=(",", ":")).encode("ascii")
     return _HEADER + comment + b"\0" + content[_HEADER_BYTES:]
 
@@ -173,7 +187,7 @@ def _parted(data: bytes) -> tuple[bytes, dict[str, Any]]:
         raise _bad_comment() from error
     if not isinstance(found, dict):
         raise _bad_comment()
-    return _HEADER[:3] + b"\0" + _HEADER[4:] + rest, found
+    return _PLAIN + _HEADER[4:] + rest, found
 
 
 def _bad_comment() -> NotIntactError:
