@@ -86,7 +86,7 @@ def _rest(status: Status) -> Iterator[str]:
         ],
     )
     yield from _entry("damaged", list(facts.damaged))
-    yield from _entry("not complete", [_incomplete(fault, names) for fault, names in facts.incomplete.items()])
+    yield from _entry("incomplete", [_incomplete(fault, names) for fault, names in facts.incomplete.items()])
     yield from _entry("interrupted", [f"{restore}; any restore or rollback settles it" for restore in facts.cut_off])
     yield from _entry("off-site", [line for one in facts.offsite for line in _offsite(one, now)])
     yield from _entry("pinned", [f"{name}  {reason}".rstrip() for name, reason in facts.pins.items()])
