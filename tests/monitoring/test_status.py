@@ -96,7 +96,7 @@ class TestTargets:
         found = {one["fault"]: one["archives"] for one in status.to_dict()["incomplete"]}
         assert found == {gone: [newer, older], no_sidecar: [alone]}
         text = "\n".join(status_lines(status))
-        assert f"incomplete  {newer} and 1 older: {gone}" in text
+        assert f"incomplete {newer} and 1 older: {gone}" in text
         assert f"{alone}: {no_sidecar}" in text
 
     def test_a_verification_of_other_bytes_does_not_count(self, history: History) -> None:
