@@ -184,6 +184,14 @@ class TestFailures:
         assert len(unanswered(AccessLog(history.repository).recent())) == 1
         assert status_of(history).facts.failures == ()
 
+    @pytest.mark.parametrize(("wal", "left"), [("on", ["backup base"]), ("off", [])])
+    def test_a_base_backup_is_only_missed_where_wal_is_received(
+        self, history: History, wal: str, left: list[str]
+    ) -> None:
+        """Without WAL none is ever made, so nothing would ever answer one that was asked for by mistake."""
+        history.entry(Action.BACKUP, "base_20261122_110000_aaaaaa", Outcome.REFUSED, error="BACKUP_WAL is off")
+        assert [one.kind for one in status_of(history, BACKUP_WAL=wal).facts.failures] == left
+
     def test_a_damaged_record_of_a_restore_is_a_failure_among_others(self, history: History) -> None:
         """The rest of the status is there all the same."""
         history.archive(BackupType.FULL, HOUR)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from portal.ops.backup.config import BackupConfig
 from portal.ops.drill.report import DrillReports
 from portal.ops.errors import ConfigurationError, OpsError
-from portal.ops.model import Component
+from portal.ops.model import BackupType, Component
 from portal.ops.monitoring.failures import last_outcomes, unanswered
 from portal.ops.monitoring.forecast import Usage
 from portal.ops.monitoring.model import Archive, Drill, Facts, Failure, Status
@@ -31,11 +31,10 @@ from portal.ops.restore.journal import RestoreRecord, RestoreRecords, RestoreSta
 from portal.ops.retention.policy import RetentionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from datetime import date, datetime
 
     from portal.ops.drill.report import DrillReport
-    from portal.ops.model import BackupType
     from portal.ops.offsite.health import DestinationState
     from portal.ops.repository.entry import Entry
     from portal.ops.retention.policy import RetentionRule
@@ -71,7 +70,7 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
     found.look_at(archives)
     entries = AccessLog(repository).recent()
     names = {archive.name for archive in archives}
-    failures = [one for one in unanswered(entries) if one.action != Action.VERIFY or one.subject in names]
+    failures = [one for one in unanswered(entries) if _matters(one, names, is_wal_received=settings.pitr.wal)]
     damaged = [one.subject for one in failures if one.action == Action.VERIFY]
     restores, unreadable = _restores(repository, now)
     disk = shutil.disk_usage(repository.path) if repository.path.is_dir() else None
@@ -102,6 +101,13 @@ def read_facts(settings: Settings, now: datetime, archives: Sequence[Entry]) -> 
         rejected=rejected_counts(repository.path),
         offsite=_offsite(settings, repository, archives, now),
     )
+
+
+def _matters(failure: Failure, names: Collection[str], *, is_wal_received: bool) -> bool:
+    """False for a verification of an archive that is gone, and for a base backup where no WAL makes it useful."""
+    if failure.action == Action.VERIFY:
+        return failure.subject in names
+    return is_wal_received or failure.kind != f"{Action.BACKUP} {BackupType.BASE.value}"
 
 
 def _pitr(repository: Repository, archives: Sequence[Entry]) -> PitrFacts:
