@@ -96,8 +96,17 @@ class TestTargets:
         found = {one["fault"]: one["archives"] for one in status.to_dict()["incomplete"]}
         assert found == {gone: [newer, older], no_sidecar: [alone]}
         text = "\n".join(status_lines(status))
-        assert f"incomplete {newer} and 1 older: {gone}" in text
+        assert f"{newer} and 1 older: {gone}" in text
         assert f"{alone}: {no_sidecar}" in text
+
+    def test_every_label_ends_before_its_text(self, history: History) -> None:
+        """The longest ones too."""
+        alone = history.archive(BackupType.DATABASE, HOUR)
+        sidecar_of(history.path / f"{alone}.tar.gz").unlink()
+        status = status_of(history)
+        lines = status_lines(replace(status, facts=replace(status.facts, cut_off=("restore_a",))))
+        assert [line for line in lines if line.startswith(f"incomplete  {alone}: ")]
+        assert [line for line in lines if line.startswith("interrupted restore_a; ")]
 
     def test_a_verification_of_other_bytes_does_not_count(self, history: History) -> None:
         """What was found of a file that had another checksum says nothing of this one."""

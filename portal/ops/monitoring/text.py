@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from portal.ops.pitr.health import PitrFacts
 
 _MOST: Final = 4
-_LABEL: Final = 11
+_LABEL: Final = 12
 
 
 def status_lines(status: Status) -> list[str]:
