@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
 class TestSidecar:
     """Reading the checksum that an archive should have."""
 
-    @pytest.mark.parametrize("line", [f"{DIGEST}  x.tar.gz\n", f"{DIGEST} *x.tar.gz\n", f"{DIGEST}  x.tar.gz"])
+    @pytest.mark.parametrize(
+        "line", [f"{DIGEST}  x.tar.gz\n", f"{DIGEST} *x.tar.gz\n", f"{DIGEST}  x.tar.gz", f"{DIGEST}  x.tar.gz\r\n"]
+    )
     def test_what_sha256sum_writes_is_understood(self, tmp_path: Path, line: str) -> None:
-        """Text and binary mode, with and without a last line end."""
-        (tmp_path / "x.tar.gz.sha256").write_text(line)
+        """Text and binary mode, with and without a last line end, also one of Windows."""
+        (tmp_path / "x.tar.gz.sha256").write_text(line, newline="")
         assert read_sidecar(tmp_path / "x.tar.gz") == DIGEST
 
     def test_a_path_in_it_does_not_matter(self, tmp_path: Path) -> None:
@@ -32,6 +35,12 @@ class TestSidecar:
     def test_none_is_no_damage(self, tmp_path: Path) -> None:
         """An archive can be without one."""
         assert read_sidecar(tmp_path / "x.tar.gz") is None
+
+    def test_a_fifo_is_not_waited_for(self, tmp_path: Path) -> None:
+        """It would hold up every list."""
+        os.mkfifo(tmp_path / "x.tar.gz.sha256")
+        with pytest.raises(NotIntactError, match="is damaged"):
+            read_sidecar(tmp_path / "x.tar.gz")
 
     @pytest.mark.parametrize(
         "content",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,8 @@ from portal.ops.repository.faults import explain
 _SIDECAR: Final = re.compile(r"([0-9a-f]{64})[ \t]+\*?([^\n]+)\n?")
 
 _READ_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = 1 << 16
+"""More than a digest and the longest name take."""
 
 
 def sidecar_of(archive: Path) -> Path:
@@ -28,7 +31,8 @@ def read_sidecar(archive: Path) -> str | None:
         NotIntactError: the sidecar is invalid, or names another file.
     """
     try:
-        text = sidecar_of(archive).read_text("utf-8", "replace")
+        with open(sidecar_of(archive), "rb", opener=_without_waiting) as file:
+            text = (file.read(_MOST_BYTES) or b"").decode("utf-8", "replace").replace("\r\n", "\n")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -46,6 +50,11 @@ def read_sidecar(archive: Path) -> str | None:
             "Otherwise transfer them again from where they were made.",
         )
     return found[1]
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a FIFO of that name is empty instead of being waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def file_digest(path: Path) -> str:
