@@ -17,9 +17,8 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from portal.ops.errors import RepositoryError
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
-from portal.ops.units import system_reason
+from portal.ops.repository.faults import explain
 from worker.command_lines import RESTORE
 from worker.errors import RefusedError
 
@@ -33,6 +32,7 @@ DIRECTORY: Final = ".authorizations"
 
 _LIFETIME_SECONDS: Final = 24 * 3600
 _CLOCK_SECONDS: Final = 300
+_DENIED: Final = "Run this as the user that the backups belong to, or give --local to restore without a worker."
 
 
 class Authorizations:
@@ -57,11 +57,7 @@ class Authorizations:
             make_hidden(self._directory)
             write_durably(path, json.dumps({"digest": _digest(operation, arguments)}).encode())
         except OSError as error:
-            raise RepositoryError(
-                f"a restore by a worker needs an authorization in {self._directory}, which cannot be written: "
-                f"{system_reason(error)}",
-                hint="Run this as the user that the backups belong to, or give --local to restore without a worker.",
-            ) from error
+            raise explain(error, "cannot authorize a restore by a worker in", path, denied=_DENIED) from error
 
     def withdraw(self, task_id: str) -> bool:
         """Withdraw an authorization unless its task has begun; return whether it was withdrawn."""

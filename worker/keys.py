@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from portal.ops.errors import RepositoryError
 from portal.ops.filesystem.temporary import temporary_name
 from portal.ops.repository.durable import make_directories, make_hidden, sync_directory, write_durably
+from portal.ops.repository.faults import explain
 from portal.ops.repository.locks import locked_file
 from portal.ops.repository.repository import Repository
-from portal.ops.units import system_reason
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +38,7 @@ more."""
 _KEY_BYTES: Final = 32
 _LOCK_SECONDS: Final = 10.0
 _MOST_BYTES: Final = 1 << 20
+_DENIED: Final = "Run this as the user that the backups belong to, or give --local to work without a worker."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +169,7 @@ class TaskKeys:
             sync_directory(self._path.parent)
 
     def _unusable(self, error: OSError) -> RepositoryError:
-        return RepositoryError(
-            f"tasks are signed with a key in {self._path}, which cannot be used: {system_reason(error)}",
-            hint="Run this as the user that the backups belong to, or give --local to work without a worker.",
-        )
+        return explain(error, "cannot use the key that signs tasks,", self._path, denied=_DENIED)
 
 
 def _new_key() -> Key:

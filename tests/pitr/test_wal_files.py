@@ -113,7 +113,7 @@ class TestPreparing:
         (tmp_path / "wal").write_text("")
         with pytest.raises(RepositoryError, match=r"^cannot make the WAL archive in .*/wal/7000: ") as caught:
             WalArchive.prepare(Repository(tmp_path), CLUSTER)
-        assert "Run this as the user" in caught.value.hint
+        assert caught.value.hint == "Look at the disk and its mount; BACKUP_LOCAL_PATH names it."
 
     def test_one_service_receives(self, archive: WalArchive) -> None:
         """The second one is told where."""

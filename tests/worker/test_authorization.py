@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from portal.ops.errors import RepositoryError
+from portal.ops.errors import DiskFullError, RepositoryError
+from tests.support.portal import small_disk
 from tests.support.repositories import as_nobody, public_directory
 from worker import authorization as module
 from worker.authorization import Authorizations
@@ -150,6 +151,14 @@ def test_an_old_permit_is_void(tmp_path: Path, seconds: int, monkeypatch: pytest
 
 def test_who_may_not_write_there_may_not_permit(tmp_path: Path) -> None:
     """The reason is told, with the ways out."""
-    (tmp_path / ".authorizations").write_text("")
-    with pytest.raises(RepositoryError, match="--local"):
-        Authorizations(tmp_path).grant(TASK, "one", ASKED)
+    Authorizations(tmp_path).grant(TASK, "one", ASKED)
+    with as_nobody(), pytest.raises(RepositoryError, match=r"(?s)^cannot authorize a restore by a worker in .*--local"):
+        Authorizations(tmp_path).grant(TASK, "two", ASKED)
+
+
+def test_a_full_disk_is_not_a_lack_of_rights(tmp_path: Path) -> None:
+    """It is told as what it is."""
+    with small_disk(tmp_path / "full", "64k"):
+        (tmp_path / "full/filling").write_bytes(bytes(64 << 10))
+        with pytest.raises(DiskFullError, match="Free space on its file system"):
+            Authorizations(tmp_path / "full").grant(TASK, "one", ASKED)

@@ -157,7 +157,8 @@ def test_who_may_not_read_the_keys_is_told_what_to_do(tmp_path: Path, use: str) 
     """Neither may they be replaced."""
     keys = TaskKeys(tmp_path)
     keys.current()
-    with as_nobody(), pytest.raises(RepositoryError, match=r"(?s)tasks\.json, which cannot be used: .*--local"):
+    expected = r"(?s)cannot use the key that signs tasks, .*tasks\.json: .*--local"
+    with as_nobody(), pytest.raises(RepositoryError, match=expected):
         getattr(TaskKeys(tmp_path), use)(*(["one"] if use == "named" else []))
 
 

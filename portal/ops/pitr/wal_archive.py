@@ -29,7 +29,7 @@ from portal.ops.pitr import archive_index
 from portal.ops.pitr.archive_index import WalFile
 from portal.ops.pitr.lsn import PARTIAL, Segment, parse_history, parse_history_name, parse_segment
 from portal.ops.repository.durable import make_hidden, sync_directory, write_durably
-from portal.ops.repository.faults import is_full
+from portal.ops.repository.faults import explain, is_full
 from portal.ops.repository.repository import LOCK_NAME, Repository
 from portal.ops.units import system_reason
 
@@ -131,10 +131,7 @@ class WalArchive:
             if is_current and (not text.exists() or text.read_bytes() != current):
                 write_durably(text, current)
         except OSError as error:
-            raise RepositoryError(
-                f"cannot make the WAL archive in {archive.path}: {system_reason(error)}",
-                hint="Run this as the user that the backups belong to, and look at the disk.",
-            ) from error
+            raise explain(error, "cannot make the WAL archive in", archive.path) from error
         return archive
 
     @contextmanager
