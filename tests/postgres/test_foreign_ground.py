@@ -12,19 +12,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from portal.ops.errors import PoolerError
+from portal.ops.postgres import dump
 from portal.ops.postgres.connection import connect
-from portal.ops.postgres.dump import open_dump
+from portal.ops.postgres.dump import DatabaseDump, open_dump
 from portal.ops.postgres.failures import explain_dump_failure
 from portal.ops.postgres.pg_restore import explain_failure
+from portal.ops.postgres.row_counts import list_tables
 from portal.ops.postgres.table_names import normal_name, table_name
 from portal.ops.restore.scratch_dump import ScratchDump
 from tests.support.restoring import ask, execute
+from tests.support.servers import no_session_soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from demo.postgres import EmbeddedPostgres
+    from portal.ops.postgres.connection import Connection
+    from portal.ops.postgres.row_counts import Table
     from portal.ops.runtime.process import SystemRunner
     from portal.ops.settings.database_url import DatabaseTarget
 
@@ -129,9 +134,9 @@ def test_a_dump_has_the_encoding_of_the_database(
         scratch.dump(tmp_path / "unused", lambda _: None).open() as pieces,
     ):
         recovered = b"".join(pieces)
-    for dump in (content, recovered):
-        assert "\u2603".encode() in dump
-        assert b"SET client_encoding = 'UTF8'" in dump
+    for text in (content, recovered):
+        assert "\u2603".encode() in text
+        assert b"SET client_encoding = 'UTF8'" in text
 
 
 @pytest.mark.parametrize(
@@ -191,6 +196,43 @@ def test_a_backup_while_tables_come_and_go(
         enough.set()
         thread.join()
     assert ask(portal_database, "SELECT count(*) FROM note") == 100
+
+
+def test_a_table_that_is_replaced_by_one_of_its_name(
+    portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it was listed, and before it is locked by its name: it is tried again."""
+    execute(portal_database, "CREATE TABLE fleeting (a int)")
+    listed: list[int] = []
+
+    def list_and_replace(connection: Connection) -> list[Table]:
+        found = list_tables(connection)
+        if not listed:
+            execute(portal_database, "DROP TABLE fleeting", "CREATE TABLE fleeting (a int)")
+        listed.append(len(found))
+        return found
+
+    monkeypatch.setattr(dump, "list_tables", list_and_replace)
+    with open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60) as source:
+        while source.stdout.read(1 << 16):
+            pass
+        assert source.finish().row_counts["public.fleeting"] == 0
+    assert len(listed) == 2
+
+
+def test_a_dump_that_cannot_be_begun_holds_no_lock(
+    portal_database: DatabaseTarget, postgres: EmbeddedPostgres, runner: SystemRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens when pg_dump already runs: nobody waits for a session that nobody uses."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(DatabaseDump, "__init__", fail)
+    with pytest.raises(ZeroDivisionError) as caught:
+        open_dump(portal_database, runner=runner, bin_dir=postgres.bin_dir, timeout_seconds=60)
+    assert caught.tb is not None
+    assert no_session_soon(postgres, portal_database)
 
 
 def test_a_value_that_is_too_large() -> None:

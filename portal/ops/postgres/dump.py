@@ -109,7 +109,8 @@ def _open(
     lock_timeout_seconds: float,
 ) -> DatabaseDump:
     """One attempt. pg_dump writes nothing before it has read the whole schema, so until then it can be repeated."""
-    with ExitStack() as opened, explained_errors(target):
+    with ExitStack() as guard, explained_errors(target):
+        opened = guard.enter_context(ExitStack())
         connection = opened.enter_context(closing(connect(target)))
         lock_seconds = min(lock_timeout_seconds, timeout_seconds)
         snapshot = _export_snapshot(connection, lock_seconds)
@@ -118,7 +119,7 @@ def _open(
         tool = find_client("pg_dump", server.major, runner=runner, bin_dir=bin_dir)
         tables = list_tables(connection)
         _lock(connection, tables, lock_seconds)
-        sizes = table_sizes(connection, tables)
+        sizes = _sizes(connection, tables)
         facts = read_source_facts(connection)
         command = _command(tool, server.major, target, snapshot)
         command += encoding_options(connection)
@@ -138,9 +139,9 @@ def _open(
             count=count,
             stdout=Started(process.stdout),
         )
-        dump = opened.enter_context(DatabaseDump(parts, timeout_seconds, opened.pop_all()))
+        dump = DatabaseDump(parts, timeout_seconds, opened)
         dump.await_schema()
-        opened.pop_all()  # the dump closes all of it
+        guard.pop_all()  # from now on the dump closes what was opened
         return dump
 
 
@@ -299,6 +300,14 @@ def _lock(connection: Connection, tables: Sequence[Table], timeout_seconds: floa
         raise _locked(connection, tables, timeout_seconds) from error
     except psycopg.errors.UndefinedTable as error:
         raise SchemaChangedError(f"the schema changed: {error.diag.message_primary}", hint="try again") from error
+
+
+def _sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:
+    """The sizes of locked tables. They were locked by their names, which others may have by now."""
+    sizes = table_sizes(connection, tables)
+    if gone := [name for name, size in sizes.items() if size is None]:
+        raise SchemaChangedError(f"the schema changed: {gone[0]} was replaced by another table", hint="try again")
+    return {name: size for name, size in sizes.items() if size is not None}
 
 
 def _locked(connection: Connection, tables: Sequence[Table], timeout_seconds: float) -> DumpFailedError:

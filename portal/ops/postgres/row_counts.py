@@ -75,8 +75,8 @@ def partition_roots(connection: Connection) -> dict[str, str]:
     }
 
 
-def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int]:
-    """Return each table's size in bytes on the server's disk, with TOAST data, without indexes.
+def table_sizes(connection: Connection, tables: Sequence[Table]) -> dict[str, int | None]:
+    """Return each table's size in bytes on the server's disk, with TOAST data, without indexes; None if it was dropped.
 
     To measure a table the server locks it, so this waits for sessions that have locked it.
     """
