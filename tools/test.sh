@@ -43,7 +43,7 @@ if [[ ${1:-} == --long ]]; then
     export KEKKAI_LONG_TESTS=1 KEKKAI_TEST_SEED=${2:-$RANDOM}
     printf 'seed %s\n' "$KEKKAI_TEST_SEED"
     mapfile -t files < <(grep -lE 'if LONG|rounds\(|LONG_TESTS|^from hypothesis' -r tests --include='test_*.py')
-    check 'long' pytest --durations=0 "${files[@]}"
+    check 'long' pytest --durations=0 --override-ini faulthandler_timeout=0 "${files[@]}"
     exit
 fi
 if [[ ${1:-} == --soak ]]; then
@@ -51,7 +51,8 @@ if [[ ${1:-} == --soak ]]; then
     exit
 fi
 if [[ ${1:-} == --containers ]]; then
-    check 'containers' pytest -n 0 --verbose --override-ini 'python_files=check_*.py' tests/containers/smoke "${@:2}"
+    check 'containers' pytest -n 0 --verbose --override-ini faulthandler_timeout=0 \
+        --override-ini 'python_files=check_*.py' tests/containers/smoke "${@:2}"
     exit
 fi
 if [[ ${1:-} == --speed ]]; then
