@@ -342,7 +342,7 @@ def test_a_worker_that_is_started_wrongly_says_how_to_start_it(portal: Portal, w
         check=False,
     )
     assert ended.returncode == 2
-    assert "'backup', 'restore', 'maintenance'" in ended.stderr or "at least 1" in ended.stderr
+    assert "there are backup, restore, maintenance, offsite" in ended.stderr or "at least 1" in ended.stderr
     assert "<" not in ended.stderr
 
 
