@@ -130,7 +130,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         return MendingRedis
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        """The parameters of a connection; kombu loses them when it has closed one, and a worker would end of that."""
+        """The parameters of a connection; a closed one has none, and without an expected error the worker would end."""
         if self.connection is None or self.connection.client is None:
             raise ConnectionError("the connection to the broker was closed")
         return super()._connparams(asynchronous=asynchronous)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.soak.world import PLAYGROUND
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     import random
@@ -66,13 +67,8 @@ class Uploader:
     @contextmanager
     def uploading(self) -> Iterator[None]:
         """Upload until the context is left."""
-        thread = threading.Thread(target=self._upload)
-        thread.start()
-        try:
+        with in_thread(self._upload, self._stop):
             yield
-        finally:
-            self._stop.set()
-            thread.join()
 
     def _upload(self) -> None:
         number = 0
@@ -144,13 +140,8 @@ class Operator:
     @contextmanager
     def typing(self) -> Iterator[None]:
         """Type until the context is left; the last command comes to its end."""
-        thread = threading.Thread(target=self._type)
-        thread.start()
-        try:
+        with in_thread(self._type, self._stop):
             yield
-        finally:
-            self._stop.set()
-            thread.join()
 
     def _type(self) -> None:
         while not self._stop.wait(self.chance.uniform(0.5, 4)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 
@@ -23,6 +25,22 @@ def wait_until(is_so: Callable[[], object], *, seconds: float = LONG_SECONDS) ->
             f"{getattr(is_so, '__qualname__', is_so)} did not come true within {seconds:g} s"
         )
         time.sleep(0.02)
+
+
+@contextmanager
+def in_thread(work: Callable[[], None], stop: threading.Event) -> Iterator[None]:
+    """Have a thread do some work until the context is left.
+
+    Arguments:
+        stop: set at the end; the work has to look at it.
+    """
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def ends_soon(pid: int) -> bool:

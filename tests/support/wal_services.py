@@ -20,6 +20,7 @@ from portal.ops.pitr.plan import plan_recovery
 from portal.ops.pitr.recovery import recovered
 from portal.ops.runtime.process import SystemRunner
 from tests.support.sessions import session
+from tests.support.waiting import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,13 +69,8 @@ class Writer:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Write until the context is left."""
-        thread = threading.Thread(target=self._write)
-        thread.start()
-        try:
+        with in_thread(self._write, self._stop):
             yield
-        finally:
-            self._stop.set()
-            thread.join()
 
     def _write(self) -> None:
         number = 0

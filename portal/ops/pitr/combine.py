@@ -116,7 +116,7 @@ def _raise(said: str, place: Path) -> NoReturn:
     if said.endswith((os.strerror(errno.EACCES), os.strerror(errno.EIO), os.strerror(errno.EROFS))):
         raise RestoreError(
             f"the base backups cannot be combined: {said}",
-            hint=f"Look at the disk and the permissions of {place}, then start it again.",
+            hint=f"Look at the disk and the permissions of {place}, then try again.",
         )
     raise RestoreError(
         f"the base backups cannot be combined: {said}",
